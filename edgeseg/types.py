@@ -8,10 +8,14 @@ from __future__ import annotations
 import hashlib
 from collections.abc import Mapping
 from dataclasses import dataclass, field
-from typing import Any, Literal
+from typing import TYPE_CHECKING, Any, Literal
 
 import numpy as np
 from numpy.typing import NDArray
+
+if TYPE_CHECKING:
+    from torch import nn
+    from torch.export import ExportedProgram
 
 Pixels = NDArray[np.uint8]  # (H, W, 3), one frame
 Frames = NDArray[np.uint8]  # (N, H, W, 3), a batch of frames
@@ -21,7 +25,7 @@ Floats = NDArray[np.float32]
 
 Color = Literal["rgb", "bgr"]
 Interpolation = Literal["bilinear", "nearest", "area", "bicubic"]
-Precision = Literal["fp32", "fp16", "int8"]
+Precision = Literal["fp32", "fp16", "bf16", "int8"]
 
 FRAME = "frame"  # name of the graph's input: uint8 (N, H, W, 3)
 LOGITS = "logits"  # name of the tensor before the decision: float32 (N, C, H, W), at the input's resolution
@@ -64,8 +68,24 @@ class ModelSpec:
 
 
 @dataclass(frozen=True, slots=True)
+class Torch:
+    """A trained network as torch runs it: float32, on the CPU, in eval mode; a callable of (N, 3, H, W)."""
+
+    module: nn.Module
+    form: Literal["state_dict", "torchscript", "exported", "pickle"]  # how the file held it
+    exported: ExportedProgram | None = None  # the program itself, where form is "exported"
+
+
+@dataclass(frozen=True, slots=True)
+class Onnx:
+    """A trained network as someone exported it: a serialized onnx.ModelProto with its weights inside."""
+
+    graph: bytes
+
+
+@dataclass(frozen=True, slots=True)
 class OnnxModel:
-    """A complete graph: uint8 frame in, uint8 mask out (names FRAME and MASK; LOGITS is the tensor before the decision)."""
+    """A complete graph: uint8 frame in, uint8 mask out (FRAME, MASK), and LOGITS before the decision."""
 
     graph: bytes  # a serialized onnx.ModelProto
     spec: ModelSpec

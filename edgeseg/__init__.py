@@ -1,0 +1,48 @@
+"""edgeseg: from a trained segmentation network to a measured, faster engine.
+
+    import edgeseg
+
+    built = edgeseg.build("model.pt", data="dataset.toml", precision="int8", out="model.edgeseg")
+    with edgeseg.open("model.edgeseg") as segment:
+        mask = segment(frame)  # uint8 (H, W, 3) as the camera gives it → uint8 (H, W) of class indices
+
+Each step is a function of its own too: `edgeseg.evaluate`, `edgeseg.bench`, `edgeseg.profile`, `edgeseg.load_dataset`.
+Names load what they need when they are first used, so importing edgeseg costs next to nothing.
+"""
+
+from __future__ import annotations
+
+import importlib
+from typing import TYPE_CHECKING, Any
+
+__version__ = "0.1.0"
+
+if TYPE_CHECKING:
+    from edgeseg.benchmark import bench as bench
+    from edgeseg.bundle import read_bundle as read_bundle
+    from edgeseg.data import load_dataset as load_dataset
+    from edgeseg.evaluation import evaluate as evaluate
+    from edgeseg.measure.profile import profile as profile
+    from edgeseg.pipeline import build as build
+    from edgeseg.segmenter import open_bundle as open  # noqa: A004 - edgeseg.open reads as it should
+    from edgeseg.spec import read_spec as read_spec
+
+_HOME = {
+    "bench": ("edgeseg.benchmark", "bench"),
+    "build": ("edgeseg.pipeline", "build"),
+    "evaluate": ("edgeseg.evaluation", "evaluate"),
+    "load_dataset": ("edgeseg.data", "load_dataset"),
+    "open": ("edgeseg.segmenter", "open_bundle"),
+    "profile": ("edgeseg.measure.profile", "profile"),
+    "read_bundle": ("edgeseg.bundle", "read_bundle"),
+    "read_spec": ("edgeseg.spec", "read_spec"),
+}
+
+__all__ = ["bench", "build", "evaluate", "load_dataset", "open", "profile", "read_bundle", "read_spec"]
+
+
+def __getattr__(name: str) -> Any:
+    if name in _HOME:
+        module, attribute = _HOME[name]
+        return getattr(importlib.import_module(module), attribute)
+    raise AttributeError(f"module 'edgeseg' has no attribute '{name}'")

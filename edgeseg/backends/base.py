@@ -1,0 +1,84 @@
+"""The seam between edgeseg and the engines: a Backend opens files into a Session, a Session turns frames into masks.
+
+Above it everything is NumPy; below it each vendor's types stay in one file. What a backend may be told is a flat
+mapping of settings, which travels in the bundle, so that what was measured is what runs.
+"""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from types import TracebackType
+from typing import Protocol
+
+from edgeseg.types import Frames, Masks, Precision
+
+Value = str | int | float | bool
+Settings = Mapping[str, Value]
+
+
+@dataclass(frozen=True, slots=True)
+class Engine:
+    """What a session is opened from: a graph for one backend, and the settings it was measured with.
+
+    `files` maps names to bytes; `graph` names the first of them. Settings that every backend knows:
+    `decision` ("graph": the graph gives the mask; "host": it gives the scores and the session decides) and, for one
+    channel, `threshold` (the score from which a pixel is class 1); `threads` (0: all that the process may use).
+    """
+
+    name: str
+    backend: str
+    precision: Precision
+    graph: str
+    files: Mapping[str, bytes]
+    settings: Settings = field(default_factory=dict)
+
+
+class Session(Protocol):
+    """An opened engine. Not to be shared between threads."""
+
+    def run(self, frames: Frames) -> Masks:
+        """Masks uint8 (N, H, W) for frames uint8 (N, H, W, 3) of the size and colour order that the spec names.
+
+        The array that comes back is the caller's: a later run does not write into it.
+        """
+
+    def close(self) -> None: ...
+
+    def __enter__(self) -> Session: ...
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None: ...
+
+
+class Backend(Protocol):
+    """One runtime. `open` raises MissingOnMachine where the runtime is not installed, ModelError where it refuses."""
+
+    name: str
+    isolate: bool  # whether opening a graph for the first time may end the process: try it in a child
+
+    def version(self) -> str: ...
+
+    def settings(self, precision: Precision) -> tuple[Settings, ...]:
+        """The settings worth timing on this machine for a graph of this precision; the likely winner first."""
+
+    def halves(self) -> tuple[Precision, ...]:
+        """The half precisions that it computes in on this machine."""
+
+    def convert(self, graph: bytes) -> dict[str, bytes]:
+        """The files it opens for an ONNX graph in its dialect; the first is the graph."""
+
+    def open(self, engine: Engine) -> Session: ...
+
+
+def threads_allowed() -> int:
+    """How many processors this process may use, by its affinity and its cgroup's quota."""
+    count = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+    try:
+        with open("/sys/fs/cgroup/cpu.max", encoding="ascii") as file:  # noqa: PTH123 - absent on most systems
+            quota, period = file.read().split()
+    except (OSError, ValueError):
+        return count
+    return count if quota == "max" else max(1, min(count, round(int(quota) / int(period))))

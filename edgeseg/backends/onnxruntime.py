@@ -1,0 +1,117 @@
+"""ONNX Runtime on the CPU: the backend that is always there, and the instrument that looks inside a graph.
+
+Its levels of graph optimisation differ by a factor of two either way (the channel-blocking pass of level "all" helps
+plain networks and hurts those with few, odd or dilated channels), so both are candidates and time decides.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Iterator, Sequence
+from types import ModuleType, TracebackType
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from edgeseg.backends.base import Engine, Session, Settings, threads_allowed
+from edgeseg.backends.decide import decide
+from edgeseg.errors import ModelError, need
+from edgeseg.types import FRAME, LOGITS, Frames, Masks, Precision
+
+name = "onnxruntime"
+isolate = False
+
+
+def _runtime() -> ModuleType:
+    runtime = need("onnxruntime", extra="run", why="the backend 'onnxruntime'")
+    runtime.set_default_logger_severity(3)
+    return runtime
+
+
+def version() -> str:
+    return str(_runtime().__version__)
+
+
+def settings(precision: Precision) -> tuple[Settings, ...]:
+    return ({"optimization": "all"}, {"optimization": "extended"})
+
+
+def halves() -> tuple[Precision, ...]:
+    """None: its CPU kernels convert half-precision graphs to FP32 and back."""
+    return ()
+
+
+def convert(graph: bytes) -> dict[str, bytes]:
+    """The files that this backend opens for an ONNX graph."""
+    return {"graph.onnx": graph}
+
+
+def inference_session(graph: bytes, optimization: str = "all", threads: int = 0) -> Any:
+    """An onnxruntime.InferenceSession on the CPU. `optimization`: all, extended, basic or off."""
+    runtime = _runtime()
+    levels = {
+        "all": runtime.GraphOptimizationLevel.ORT_ENABLE_ALL,
+        "extended": runtime.GraphOptimizationLevel.ORT_ENABLE_EXTENDED,
+        "basic": runtime.GraphOptimizationLevel.ORT_ENABLE_BASIC,
+        "off": runtime.GraphOptimizationLevel.ORT_DISABLE_ALL,
+    }
+    options = runtime.SessionOptions()
+    options.graph_optimization_level = levels[optimization]
+    options.intra_op_num_threads = threads or threads_allowed()
+    options.inter_op_num_threads = 1
+    try:
+        return runtime.InferenceSession(graph, options, providers=["CPUExecutionProvider"])
+    except Exception as error:  # its exceptions have no common base of their own
+        raise ModelError(f"ONNX Runtime {runtime.__version__} refuses the graph: {error}") from error
+
+
+class _Session:
+    def __init__(self, engine: Engine) -> None:
+        self._threshold = float(engine.settings.get("threshold", 0.0))
+        self._session = inference_session(
+            engine.files[engine.graph],
+            str(engine.settings.get("optimization", "all")),
+            int(engine.settings.get("threads", 0)),
+        )
+        self._output = self._session.get_outputs()[0].name
+
+    def run(self, frames: Frames) -> Masks:
+        (result,) = self._session.run([self._output], {FRAME: frames})
+        return decide(result, self._threshold) if self._output == LOGITS else result
+
+    def close(self) -> None:
+        self._session = None
+
+    def __enter__(self) -> _Session:
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        self.close()
+
+
+def open(engine: Engine) -> Session:  # noqa: A001 - the seam's word
+    return _Session(engine)
+
+
+def probe(graph: bytes, tensors: Sequence[str], frames: Iterable[Frames]) -> Iterator[dict[str, NDArray[Any]]]:
+    """The named tensors of a graph, for one batch of frames after the other: {tensor: array}.
+
+    Memory does not grow with the number of frames. Raises ModelError for a tensor that the graph does not have.
+    """
+    import onnx
+
+    model = onnx.load_from_string(graph)
+    made = {output for node in model.graph.node for output in node.output} | {FRAME}
+    if unknown := sorted(set(tensors) - made):
+        raise ModelError(f"the graph has no tensors {', '.join(unknown)}")
+    del model.graph.output[:]
+    inside = [tensor for tensor in tensors if tensor != FRAME]
+    model.graph.output.extend(onnx.ValueInfoProto(name=tensor) for tensor in inside)
+    session = inference_session(model.SerializeToString())
+    for batch in frames:
+        values = dict(zip(inside, session.run(inside, {FRAME: np.ascontiguousarray(batch)}), strict=True))
+        if FRAME in tensors:
+            values[FRAME] = batch
+        yield values

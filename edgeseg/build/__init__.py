@@ -1,0 +1,1 @@
+"""OnnxModel → what the target runs: the engines worth measuring, the first opening in a child, the choice."""

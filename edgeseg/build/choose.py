@@ -1,0 +1,75 @@
+"""The verdict: the fastest engine whose accuracy stays within the allowed loss, and why it is that one.
+
+A pure function of what was measured. The yardstick is the FP32 graph: the accuracy allowed is its accuracy less
+`max_drop`, the time to beat is that of the fastest FP32 engine in the same interleaved run.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+from edgeseg.errors import AccuracyFailed
+from edgeseg.types import Precision
+
+
+@dataclass(frozen=True, slots=True)
+class Measured:
+    """One engine as it was measured. `accuracy` in points of 100: mIoU, or agreement with FP32 without labels."""
+
+    name: str
+    backend: str
+    precision: Precision
+    p50_ms: float
+    accuracy: float | None  # None where no frames were given
+
+
+@dataclass(frozen=True, slots=True)
+class Choice:
+    """The engine to hand over, and in sentences why it and not another."""
+
+    name: str
+    reasons: tuple[str, ...]
+
+
+def choose(measured: Sequence[Measured], asked: Precision, max_drop: float, what: str = "mIoU") -> Choice:
+    """The fastest engine within `max_drop` points of FP32. `asked` is the precision that the user named.
+
+    Raises AccuracyFailed when no engine qualifies, which takes an FP32 engine that differs from FP32.
+    """
+    floats = [m for m in measured if m.precision == "fp32"]
+    reference = next((m.accuracy for m in floats if m.accuracy is not None), None)
+    reasons: list[str] = []
+    qualified: list[Measured] = []
+    for m in measured:
+        drop = None if reference is None or m.accuracy is None else reference - m.accuracy
+        if drop is not None and not drop <= max_drop:
+            reasons.append(f"{m.name} is out: it loses {drop:.2f} points of {what}, {max_drop:g} are allowed.")
+        else:
+            qualified.append(m)
+    if not qualified:
+        raise AccuracyFailed(
+            "no engine stays within the allowed loss: " + " ".join(reasons) + " Raise --max-miou-drop, or force "
+            "another runtime with --backend."
+        )
+    best = min(qualified, key=lambda m: m.p50_ms)
+    baseline = min((m.p50_ms for m in floats), default=None)
+    if baseline is not None and best.precision != "fp32":
+        reasons.append(f"{best.name} is {baseline / best.p50_ms:.2f} times as fast as the fastest FP32 engine.")
+    if best.precision != asked and not (asked == "fp16" and best.precision == "bf16"):
+        reasons.append(_why_not(measured, qualified, asked, best))
+    return Choice(best.name, tuple(reasons))
+
+
+def _why_not(measured: Sequence[Measured], qualified: Sequence[Measured], asked: Precision, best: Measured) -> str:
+    wanted = [m for m in measured if m.precision == asked]
+    if not wanted:
+        return f"No {asked.upper()} engine could be made here, so the choice is {best.name}."
+    in_time = [m for m in wanted if m in qualified]
+    if not in_time:
+        return f"{asked.upper()} is not handed over: it loses too much accuracy, so the choice is {best.name}."
+    fastest = min(in_time, key=lambda m: m.p50_ms)
+    return (
+        f"{asked.upper()} is not handed over: {fastest.name} takes {fastest.p50_ms:.2f} ms, "
+        f"{best.name} takes {best.p50_ms:.2f} ms."
+    )

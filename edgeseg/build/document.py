@@ -1,0 +1,70 @@
+"""The document of a build: what was measured, in the words of the JSON that travels in the bundle."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+from calibration import ScaleTable
+from edgeseg.backends import Engine
+from edgeseg.data.reader import Reading
+from edgeseg.measure.confusion import scores
+from edgeseg.measure.evaluate import Accuracy
+
+
+def points(accuracy: Mapping[str, Accuracy], names: Sequence[str]) -> dict[str, float]:
+    """Accuracy of each engine in points of 100: mIoU where frames are labelled, else agreement with FP32."""
+    return {
+        engine: 100 * (scores(found.matrix, names).miou if found.labelled else found.agreement.overall)
+        for engine, found in accuracy.items()
+    }
+
+
+def engine_row(
+    engine: Engine,
+    latency: Mapping[str, Any],
+    accuracy: Accuracy | None,
+    names: Sequence[str],
+) -> dict[str, Any]:
+    """One engine: what it is, how fast, how accurate."""
+    row: dict[str, Any] = {
+        "name": engine.name,
+        "backend": engine.backend,
+        "precision": engine.precision,
+        "settings": dict(engine.settings),
+        "bytes": sum(map(len, engine.files.values())),
+        "latency_ms": dict(latency),
+        "agreement": None,
+        "boundary_agreement": None,
+        "miou": None,
+    }
+    if accuracy is not None:
+        row["agreement"] = accuracy.agreement.overall
+        row["boundary_agreement"] = accuracy.agreement.boundary
+        if accuracy.labelled:
+            row |= scores(accuracy.matrix, names).to_json()
+    return row
+
+
+def calibration_row(table: ScaleTable, reading: Reading) -> dict[str, Any]:
+    """What was calibrated on."""
+    return {
+        "frames": table.frames,
+        "split": reading.split.name,
+        "skipped": [{"name": s.name, "reason": s.reason} for s in reading.skipped],
+        "recipe": {"name": table.recipe.name, "digest": table.recipe.digest},
+        "tensors": len(table.tensors),
+        "model": table.model,
+        "data": table.data,
+    }
+
+
+def evaluation_row(accuracy: Mapping[str, Accuracy], reading: Reading) -> dict[str, Any]:
+    """What the accuracy was measured on."""
+    first = next(iter(accuracy.values()))
+    return {
+        "frames": first.frames,
+        "labelled": first.labelled,
+        "split": reading.split.name,
+        "skipped": [{"name": s.name, "reason": s.reason} for s in reading.skipped],
+    }

@@ -1,0 +1,41 @@
+"""Engines against one another on real frames, in one interleaved run, so that a drift of the clock hits all alike."""
+
+from __future__ import annotations
+
+import statistics
+from collections.abc import Sequence
+from contextlib import ExitStack
+
+from edgeseg.backends import Engine, open_engine
+from edgeseg.measure.latency import InTurn, interleave
+from edgeseg.types import Frames
+
+
+def race(
+    engines: Sequence[Engine],
+    frames: Sequence[Frames],
+    *,
+    rounds: int,
+    warmup: int = 3,
+    limit_s: float | None = None,
+) -> dict[str, list[int]]:
+    """Latencies in nanoseconds by engine name: `rounds` of each, or fewer when `limit_s` seconds pass first.
+
+    `frames`: batches uint8 (N, H, W, 3) of real frames, in turn; all engines see the same ones in the same order.
+    """
+    with ExitStack() as stack:
+        runs = {engine.name: InTurn(stack.enter_context(open_engine(engine)).run, frames) for engine in engines}
+        return interleave(runs, rounds=rounds, warmup=warmup, limit_s=limit_s)
+
+
+def best_settings(engines: Sequence[Engine], frames: Sequence[Frames], *, rounds: int) -> Engine:
+    """Of engines that compute the same, the one with the lowest median; hopeless ones leave after a few rounds."""
+    left = list(engines)
+    if len(left) > 2:
+        first = race(left, frames, rounds=max(3, rounds // 4), warmup=2, limit_s=10.0)
+        fastest = min(min(times) for times in first.values())
+        left = [engine for engine in left if min(first[engine.name]) <= 1.5 * fastest]
+    if len(left) == 1:
+        return left[0]
+    times = race(left, frames, rounds=rounds, warmup=2, limit_s=20.0)
+    return min(left, key=lambda engine: statistics.median(times[engine.name]))

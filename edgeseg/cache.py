@@ -1,0 +1,54 @@
+"""What a build has already computed, kept between builds: results by the hash of everything that went into them.
+
+A folder of small files (EDGESEG_CACHE, else the user's cache folder). An entry carries its own checksum, so a damaged
+one counts as absent. Only results that depend on their key alone are kept: never a time.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import os
+import tempfile
+from pathlib import Path
+
+
+def folder() -> Path:
+    """Where the cache lies."""
+    if chosen := os.environ.get("EDGESEG_CACHE"):
+        return Path(chosen)
+    return Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "edgeseg"
+
+
+def key(*parts: object) -> str:
+    """SHA-256 over the parts, each with its length, so that ("ab", "c") and ("a", "bc") differ."""
+    digest = hashlib.sha256()
+    for part in parts:
+        data = part if isinstance(part, bytes) else repr(part).encode()
+        digest.update(len(data).to_bytes(8, "little") + data)
+    return digest.hexdigest()
+
+
+def load(kind: str, entry: str) -> bytes | None:
+    """What was stored under this kind and key, None if nothing or if it is damaged."""
+    try:
+        content = (folder() / kind / entry).read_bytes()
+    except OSError:
+        return None
+    checksum, data = content[:32], content[32:]
+    return data if hashlib.sha256(data).digest() == checksum else None
+
+
+def store(kind: str, entry: str, data: bytes) -> None:
+    """Keep `data`. A cache that cannot be written is no cache: the build goes on without it."""
+    target = folder() / kind / entry
+    try:
+        target.parent.mkdir(parents=True, exist_ok=True)
+        descriptor, name = tempfile.mkstemp(dir=target.parent)
+    except OSError:
+        return
+    try:
+        with os.fdopen(descriptor, "wb") as file:
+            file.write(hashlib.sha256(data).digest() + data)
+        Path(name).replace(target)  # atomic: another build sees all of it or nothing
+    except OSError:
+        Path(name).unlink(missing_ok=True)

@@ -1,0 +1,182 @@
+"""The command line: a skin over the Python API, one subcommand for each stage.
+
+Progress goes to stderr, results to stdout. Exit codes: 0 good, 1 a gate failed, 2 bad usage or bad input, 3 something
+is missing on this machine, 4 cannot tell. Nothing heavy is imported before a command needs it.
+"""
+
+from __future__ import annotations
+
+import json
+import sys
+from collections.abc import Callable
+from functools import wraps
+from pathlib import Path
+from typing import Any, ParamSpec, TypeVar
+
+import click
+
+from edgeseg import __version__
+from edgeseg.errors import EdgesegError
+
+P = ParamSpec("P")
+R = TypeVar("R")
+
+FILE = click.Path(exists=True, dir_okay=False, path_type=Path)
+ANY = click.Path(exists=True, path_type=Path)
+OUT = click.Path(path_type=Path)
+
+
+def _said(command: Callable[P, R]) -> Callable[P, R]:
+    """Deliberate errors end the program with their message and their exit code, without a traceback."""
+
+    @wraps(command)
+    def run(*args: P.args, **kwargs: P.kwargs) -> R:
+        try:
+            return command(*args, **kwargs)
+        except EdgesegError as error:
+            click.echo(f"edgeseg: {error}", err=True)
+            sys.exit(error.exit_code)
+
+    return run
+
+
+def _write_json(document: Any, path: Path | None) -> None:
+    if path is not None:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        path.write_text(json.dumps(document, indent=2, allow_nan=False) + "\n", encoding="utf-8")
+        click.echo(f"wrote {path}", err=True)
+
+
+@click.group(context_settings={"help_option_names": ["-h", "--help"], "max_content_width": 110})
+@click.version_option(__version__, prog_name="edgeseg")
+def main() -> None:
+    """From a trained segmentation network to a measured, faster engine."""
+
+
+@main.command()
+@click.argument("model", type=FILE)
+@click.option("--spec", type=FILE, help="SPEC.toml; by default the file beside the model with its stem.")
+@click.option("--data", type=ANY, help="DATASET.toml, or a folder in a known layout (Cityscapes, VOC, CamVid, ADE20K).")
+@click.option("--split", default="train", show_default=True, help="Frames to calibrate on.")
+@click.option("--eval-split", help="Frames for the verdict; by default 'val', else what --split has left.")
+@click.option("--int8", "precision", flag_value="int8", help="Calibrate and quantize; needs --data.")
+@click.option("--fp16", "precision", flag_value="fp16", help="Half precision, where the processor computes in it.")
+@click.option("--fp32", "precision", flag_value="fp32", default=True, help="As trained (the default).")
+@click.option("--backend", type=click.Choice(["onnxruntime", "openvino"]), help="Force a runtime.")
+@click.option("--recipe", default="mse", show_default=True, help="How ranges are taken: a name or a TOML file.")
+@click.option("--samples", type=click.IntRange(1), help="Frames to calibrate on, at most.  [default: 64]")
+@click.option(
+    "--max-miou-drop",
+    type=click.FloatRange(0),
+    default=1.0,
+    show_default=True,
+    help="Points of mIoU (without labels: of agreement with FP32) that may be lost.",
+)
+@click.option("--quick", is_flag=True, help="Fewer frames and rounds: a first look.")
+@click.option("--dynamic", is_flag=True, help="Any batch and frame size, instead of one frame of the spec's size.")
+@click.option("--opset", type=click.IntRange(17, 21), help="ONNX opset of the graph.  [default: 17]")
+@click.option("--trust-pickle", is_flag=True, help="Load a pickled module. It can run any code: only if you made it.")
+@click.option("--no-cache", is_flag=True, help="Compute everything again.")
+@click.option("-o", "--out", type=OUT, help="The bundle; by default MODEL's stem with .edgeseg, here.")
+@click.option("--json", "json_path", type=OUT, help="Also write what was measured.")
+@click.option("--quiet", is_flag=True, help="Only the result.")
+@_said
+def build(model: Path, out: Path | None, json_path: Path | None, quiet: bool, no_cache: bool, **options: Any) -> None:
+    """Build a bundle from MODEL (.pt, .pt2, TorchScript, .onnx) and measure it."""
+    from edgeseg.console import Console
+    from edgeseg.pipeline import build as run
+    from edgeseg.report.text import build_table
+
+    console = Console(quiet=quiet)
+    built = run(model, out=out or Path(f"{model.stem}.edgeseg"), use_cache=not no_cache, console=console, **options)
+    click.echo(build_table(built.report))
+    click.echo(f"\nbundle: {built.path}")
+    _write_json(built.report, json_path)
+
+
+@main.command("eval")
+@click.argument("bundle", type=ANY)
+@click.option("--data", type=ANY, required=True, help="DATASET.toml, or a folder in a known layout.")
+@click.option("--split", default="val", show_default=True)
+@click.option("--variant", help="One of the bundle's engines; by default the one its build chose.")
+@click.option("--threads", type=click.IntRange(0), default=0, help="0: all that this process may use.")
+@click.option("--json", "json_path", type=OUT, help="Write the document here.")
+@click.option("--quiet", is_flag=True)
+@_said
+def evaluate(bundle: Path, json_path: Path | None, quiet: bool, **options: Any) -> None:
+    """Accuracy of a bundle's engine on labelled frames."""
+    from edgeseg.console import Console
+    from edgeseg.evaluation import evaluate as run
+    from edgeseg.report.text import eval_table
+
+    document = run(bundle, console=Console(quiet=quiet), **options)
+    click.echo(eval_table(document))
+    _write_json(document, json_path)
+
+
+@main.command()
+@click.argument("bundles", type=ANY, nargs=-1, required=True)
+@click.option(
+    "--seconds", type=click.FloatRange(0.1), default=10.0, show_default=True, help="For each bundle, at least."
+)
+@click.option("--data", type=ANY, help="Time with these frames, at their own size, instead of the bundle's own.")
+@click.option("--split", default="val", show_default=True)
+@click.option("--variant", help="One of the bundle's engines; by default the one its build chose.")
+@click.option("--threads", type=click.IntRange(0), default=0, help="0: all that this process may use.")
+@click.option("--json", "json_path", type=OUT, help="Write the document here; a list of them for several bundles.")
+@click.option("--quiet", is_flag=True)
+@_said
+def bench(
+    bundles: tuple[Path, ...], data: Path | None, split: str, json_path: Path | None, quiet: bool, **options: Any
+) -> None:
+    """Latency of bundles, frame by frame; several take turns."""
+    from edgeseg.benchmark import bench as run
+    from edgeseg.benchmark import frames_from
+    from edgeseg.console import Console
+    from edgeseg.report.text import bench_table
+
+    frames = frames_from(data, split) if data else ()
+    documents = run(bundles, frames=frames, console=Console(quiet=quiet), **options)
+    click.echo(bench_table(documents))
+    _write_json(documents[0] if len(documents) == 1 else documents, json_path)
+
+
+@main.command()
+@click.argument("model", type=ANY)
+@click.option("--spec", type=FILE, help="SPEC.toml, for a model; by default the file beside it.")
+@click.option("--variant", help="For a bundle: one of its engines.  [default: the FP32 graph]")
+@click.option("--trust-pickle", is_flag=True, help="Load a pickled module. It can run any code: only if you made it.")
+@click.option("--json", "json_path", type=OUT, help="Write the rows here.")
+@_said
+def profile(model: Path, json_path: Path | None, **options: Any) -> None:
+    """Multiplications, parameters and activations of a MODEL or BUNDLE, a row a layer."""
+    from dataclasses import asdict
+
+    from edgeseg.measure.profile import table
+    from edgeseg.pipeline import profiled
+
+    result = profiled(model, **options)
+    click.echo(table(result))
+    _write_json({"schema": "edgeseg.profile/1", **asdict(result)}, json_path)
+
+
+@main.command()
+@click.argument("documents", type=FILE, nargs=-1, required=True)
+@click.option("-o", "--out", type=OUT, default=Path("report.html"), show_default=True)
+@_said
+def report(documents: tuple[Path, ...], out: Path) -> None:
+    """One page from the JSON of build, eval and bench, or from bundles."""
+    from edgeseg.report.html import write_report
+
+    write_report(documents, out)
+    click.echo(f"report: {out}")
+
+
+@main.command()
+@_said
+def doctor() -> None:
+    """What this machine can run, and the command that mends what it cannot."""
+    from edgeseg.doctor import diagnose
+    from edgeseg.doctor import report as text
+
+    click.echo(text(diagnose()))

@@ -1,0 +1,51 @@
+"""What a person sees while edgeseg works: one line a step and a bar for long ones, on stderr, quiet when not wanted."""
+
+from __future__ import annotations
+
+import sys
+import time
+from collections.abc import Iterable, Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass, field
+from typing import TypeVar
+
+T = TypeVar("T")
+
+
+@dataclass(slots=True)
+class Step:
+    """A step that is under way; `note` is what its line will say."""
+
+    note: str = ""
+
+
+@dataclass(slots=True)
+class Console:
+    """Reports steps. `quiet`: nothing at all is printed. `seconds` keeps how long each step took."""
+
+    quiet: bool = True
+    seconds: dict[str, float] = field(default_factory=dict)
+
+    @contextmanager
+    def step(self, name: str) -> Iterator[Step]:
+        """Time a step and print one line when it ends well."""
+        step, start = Step(), time.perf_counter()
+        yield step
+        took = time.perf_counter() - start
+        self.seconds[name] = self.seconds.get(name, 0.0) + took
+        self.say(f"{name:<10} {step.note}  ({took:.1f} s)")
+
+    def say(self, text: str) -> None:
+        if not self.quiet:
+            sys.stderr.write(text + "\n")
+            sys.stderr.flush()
+
+    def track(self, items: Iterable[T], total: int, label: str) -> Iterator[T]:
+        """The items, with a progress bar while they come, on a terminal only."""
+        if self.quiet or not sys.stderr.isatty():
+            yield from items
+            return
+        import click
+
+        with click.progressbar(items, length=total, label=f"{label:<10}", file=sys.stderr) as bar:
+            yield from bar

@@ -1,0 +1,28 @@
+"""OnnxModel + ScaleTable → OnnxModel in INT8: where quantizers go, why not elsewhere, and how each engine wants it."""
+
+from edgeseg.quantize.dialects import (
+    DIALECTS,
+    ONNXRUNTIME_ARM,
+    ONNXRUNTIME_X86,
+    ONNXRUNTIME_X86_NO_VNNI,
+    OPENVINO,
+    TENSORRT,
+    Dialect,
+)
+from edgeseg.quantize.graph import Graph
+from edgeseg.quantize.placement import Placement, place
+from edgeseg.quantize.write import quantize
+
+__all__ = [
+    "DIALECTS",
+    "ONNXRUNTIME_ARM",
+    "ONNXRUNTIME_X86",
+    "ONNXRUNTIME_X86_NO_VNNI",
+    "OPENVINO",
+    "TENSORRT",
+    "Dialect",
+    "Graph",
+    "Placement",
+    "place",
+    "quantize",
+]

@@ -1,0 +1,202 @@
+"""OnnxModel + ScaleTable → OnnxModel with its precision written into the graph, in the dialect of one engine.
+
+Numbers follow ONNX QuantizeLinear (round half to even, saturate) and, for OpenVINO, the FakeQuantize operation of its
+operation set 1. Weights are symmetric, one scale for each output channel.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import replace
+from functools import reduce
+from typing import TYPE_CHECKING
+
+import numpy as np
+from numpy.typing import NDArray
+
+from calibration import Quantizer, ScaleTable, Scheme, merge, quantizer, weight_scales
+from edgeseg.errors import ModelError
+from edgeseg.quantize.dialects import Dialect
+from edgeseg.quantize.graph import Graph
+from edgeseg.quantize.placement import Placement, activated, moves_only, place
+from edgeseg.types import OnnxModel
+
+if TYPE_CHECKING:
+    import onnx
+
+_OPENVINO_DOMAIN = "org.openvinotoolkit"
+
+
+def quantize(
+    model: OnnxModel,
+    table: ScaleTable,
+    dialect: Dialect,
+    *,
+    placement: Placement | None = None,
+    bias: Mapping[str, NDArray[np.float32]] | None = None,
+) -> OnnxModel:
+    """The model in INT8.
+
+    `placement` defaults to the dialect's rule. `bias` replaces the biases of the named convolutions: float32 (K,).
+    Raises ModelError when there is nothing to quantize, StaleScales or a ValueError of `calibration` when the table
+    lacks a tensor.
+    """
+    graph = Graph(model.graph)
+    placement = placement or place(graph, dialect)
+    if not placement.convolutions:
+        raise ModelError(
+            "INT8 was wanted, but the network has no convolution that can run in INT8: "
+            + "; ".join(f"{node}: {why}" for node, why in placement.floats.items())
+            + ". Build it with --fp32 or --fp16."
+        )
+    quantizers = {tensor: _common(table, group, dialect.activations) for tensor, group in placement.quantizers.items()}
+    added: list[onnx.NodeProto] = []
+    chosen = [node for node in graph.nodes if node.name in set(placement.convolutions)]
+    scale_of_input = {node.name: _scale_of(graph, node.input[0], quantizers, placement) for node in chosen}
+    readers = {tensor: _readers(graph, tensor, placement) for tensor in (*quantizers, *placement.moves)}
+    for tensor, nodes in readers.items():
+        found = quantizers.get(tensor) or quantizers[placement.moves[tensor]]
+        pair = (_fake_quantize if dialect.fake else _pair)(graph, tensor, found, dialect)
+        graph.rewire(tensor, pair[-1].output[0], nodes)
+        added += pair
+    for node in chosen:
+        added += _weights(graph, node, scale_of_input[node.name], dialect, (bias or {}).get(node.name))
+    if dialect.fake:
+        _declare(graph.model, _OPENVINO_DOMAIN, 1)
+    return replace(model, graph=graph.finish(added), precision="int8")
+
+
+def _common(table: ScaleTable, group: tuple[str, ...], scheme: Scheme) -> Quantizer:
+    """The quantizer of tensors that share a scale: of all that was seen of any of them."""
+    seen = reduce(merge, (table.seen(tensor) for tensor in group))
+    return quantizer(seen, table.recipe.method, scheme, table.recipe.parameters)
+
+
+def _scale_of(graph: Graph, tensor: str, quantizers: Mapping[str, Quantizer], placement: Placement) -> float | None:
+    """The scale of the integers that a convolution reads, None where its inputs come from several quantizers."""
+    while tensor not in quantizers:
+        if tensor in placement.moves:
+            return float(quantizers[placement.moves[tensor]].scale)
+        node = graph.producer(tensor)
+        if node is None or not moves_only(node):
+            return None
+        tensor = node.input[0]
+    return float(quantizers[tensor].scale)
+
+
+def _readers(graph: Graph, tensor: str, placement: Placement) -> list[onnx.NodeProto]:
+    """Who reads the quantized tensor: everybody behind an INT8 convolution, elsewhere only the way to the next one."""
+    chosen = set(placement.convolutions)
+    if any(node.name in chosen and activated(graph, node) == tensor for node in graph.nodes):
+        return graph.consumers(tensor)
+
+    def leads(node: onnx.NodeProto) -> bool:
+        if node.name in chosen:
+            return True
+        return (moves_only(node) or node.op_type == "Concat") and any(
+            leads(reader) for reader in graph.consumers(node.output[0])
+        )
+
+    return [node for node in graph.consumers(tensor) if leads(node)]
+
+
+def _pair(graph: Graph, tensor: str, found: Quantizer, dialect: Dialect) -> list[onnx.NodeProto]:
+    from onnx import helper
+
+    kind = np.int8 if dialect.activations.signed else np.uint8
+    scale = graph.add_constant(f"{tensor}_scale", np.array(found.scale, np.float32))
+    zero = graph.add_constant(f"{tensor}_zero_point", np.array(found.zero_point, kind))
+    return [
+        helper.make_node("QuantizeLinear", [tensor, scale, zero], [f"{tensor}_q"], f"{tensor}/quantize"),
+        helper.make_node("DequantizeLinear", [f"{tensor}_q", scale, zero], [f"{tensor}_dq"], f"{tensor}/dequantize"),
+    ]
+
+
+def _fake_quantize(graph: Graph, tensor: str, found: Quantizer, dialect: Dialect) -> list[onnx.NodeProto]:
+    from onnx import helper
+
+    shape = (1, 1, 1, 1)
+    low = graph.add_constant(f"{tensor}_low", np.full(shape, found.low, np.float32))
+    high = graph.add_constant(f"{tensor}_high", np.full(shape, found.high, np.float32))
+    return [
+        helper.make_node(
+            "FakeQuantize",
+            [tensor, low, high, low, high],
+            [f"{tensor}_dq"],
+            f"{tensor}/quantize",
+            domain=_OPENVINO_DOMAIN,
+            levels=2**dialect.activations.bits,
+        )
+    ]
+
+
+def _weights(
+    graph: Graph,
+    node: onnx.NodeProto,
+    input_scale: float | None,
+    dialect: Dialect,
+    bias: NDArray[np.float32] | None,
+) -> list[onnx.NodeProto]:
+    """Weights as int8 (and the bias as int32, where the dialect wants it) behind a DequantizeLinear."""
+    from onnx import helper
+
+    weights = graph.constant(node.input[1])
+    assert weights is not None
+    scales = weight_scales(weights, axis=0, bits=dialect.weight_bits, narrow=True, method="mse")
+    limit = 2 ** (dialect.weight_bits - 1) - 1
+    integers = np.clip(np.rint(weights / scales.reshape(-1, *[1] * (weights.ndim - 1))), -limit, limit)
+    stem = f"{node.name}/weight"
+    added = [
+        helper.make_node(
+            "DequantizeLinear",
+            [
+                graph.add_constant(f"{stem}_q", integers.astype(np.int8)),
+                graph.add_constant(f"{stem}_scale", scales),
+                graph.add_constant(f"{stem}_zero_point", np.zeros(len(scales), np.int8)),
+            ],
+            [f"{stem}_dq"],
+            f"{stem}/dequantize",
+            axis=0,
+        )
+    ]
+    node.input[1] = f"{stem}_dq"
+    has_bias = len(node.input) > 2 and node.input[2]
+    if bias is None and has_bias:
+        found = graph.constant(node.input[2])
+        bias = None if found is None else found.astype(np.float32)
+    if bias is None:
+        return added
+    stem = f"{node.name}/bias"
+    if dialect.integer_bias and input_scale is not None:
+        bias_scales = scales.astype(np.float64) * input_scale
+        limits = np.iinfo(np.int32)
+        added.append(
+            helper.make_node(
+                "DequantizeLinear",
+                [
+                    graph.add_constant(
+                        f"{stem}_q", np.clip(np.rint(bias / bias_scales), limits.min, limits.max).astype(np.int32)
+                    ),
+                    graph.add_constant(f"{stem}_scale", bias_scales.astype(np.float32)),
+                    graph.add_constant(f"{stem}_zero_point", np.zeros(len(scales), np.int32)),
+                ],
+                [f"{stem}_dq"],
+                f"{stem}/dequantize",
+                axis=0,
+            )
+        )
+        value = f"{stem}_dq"
+    else:
+        value = graph.add_constant(stem, bias)
+    if len(node.input) > 2:
+        node.input[2] = value
+    else:
+        node.input.append(value)
+    return added
+
+
+def _declare(model: onnx.ModelProto, domain: str, version: int) -> None:
+    from onnx import helper
+
+    if all(opset.domain != domain for opset in model.opset_import):
+        model.opset_import.append(helper.make_opsetid(domain, version))

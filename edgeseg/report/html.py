@@ -1,0 +1,173 @@
+"""One page that stands alone: tables, bars and pictures from documents and bundles, nothing fetched from anywhere."""
+
+from __future__ import annotations
+
+import base64
+import json
+from collections.abc import Mapping, Sequence
+from html import escape
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from edgeseg.bundle import Bundle, read_bundle
+from edgeseg.data.splits import default_palette
+from edgeseg.errors import BadInput
+from edgeseg.report.picture import Palette, coloured, overlay, png, side_by_side
+from edgeseg.report.text import DASH, number, size
+
+STYLE = Path(__file__).with_name("report.css")
+
+
+def write_report(sources: Sequence[Path], out: Path, palette: Palette | None = None) -> Path:
+    """Write one HTML page about build, eval and bench documents (JSON) and bundles. Raises BadInput for others."""
+    parts = [section for source in sources for section in _source(source, palette)]
+    title = ", ".join(source.stem for source in sources)
+    page = (
+        f'<!doctype html><html lang="en"><meta charset="utf-8"><title>edgeseg: {escape(title)}</title>'
+        '<meta name="viewport" content="width=device-width, initial-scale=1">'
+        f"<style>{STYLE.read_text(encoding='utf-8')}</style><main><h1>edgeseg: {escape(title)}</h1>"
+        f"{''.join(parts)}</main></html>"
+    )
+    out.parent.mkdir(parents=True, exist_ok=True)
+    out.write_text(page, encoding="utf-8")
+    return out
+
+
+def _source(path: Path, palette: Palette | None) -> list[str]:
+    if path.is_dir() or path.suffix == ".edgeseg":
+        bundle = read_bundle(path)
+        return [*_document(bundle.verdict, path), _pictures(bundle, palette)]
+    try:
+        loaded = json.loads(path.read_text(encoding="utf-8"))
+    except (OSError, ValueError) as error:
+        raise BadInput(f"{path} is neither a bundle nor a JSON document of edgeseg: {error}") from error
+    documents = loaded if isinstance(loaded, list) else [loaded]
+    return [section for document in documents for section in _document(document, path)]
+
+
+def _document(document: Any, path: Path) -> list[str]:
+    kinds = {"edgeseg.build/1": _build, "edgeseg.eval/1": _eval, "edgeseg.bench/1": _bench}
+    schema = document.get("schema") if isinstance(document, Mapping) else None
+    if schema not in kinds:
+        raise BadInput(f"{path} has the schema {schema!r}; a report is made of: {', '.join(kinds)}, and of bundles")
+    return [kinds[schema](document), _machine(document)]
+
+
+def _build(report: Mapping[str, Any]) -> str:
+    slowest = max((e["latency_ms"]["p50"] or 0.0) for e in report["engines"]) or 1.0
+    rows = []
+    for engine in report["engines"]:
+        latency = engine["latency_ms"]
+        rows.append(
+            (
+                f"<b>{escape(engine['name'])}</b> ✓" if engine["name"] == report["chosen"] else escape(engine["name"]),
+                number(engine["miou"], 2, 100),
+                number(engine["agreement"], 2, 100),
+                number(engine["boundary_agreement"], 2, 100),
+                _bar((latency["p50"] or 0.0) / slowest, number(latency["p50"])),
+                number(latency["p90"]),
+                size(engine["bytes"]),
+                escape(", ".join(f"{key}={value}" for key, value in engine["settings"].items())),
+            )
+        )
+    header = ("engine", "mIoU %", "agree %", "edges %", "p50 ms", "p90 ms", "size", "settings")
+    reasons = "".join(f"<li>{escape(reason)}</li>" for reason in report["reasons"])
+    reasons += "".join(f"<li>out: {escape(r['name'])}: {escape(r['why'])}</li>" for r in report["rejected"])
+    parity = report["intake"]["parity"]
+    facts = [
+        f"graph: {escape(report['intake']['form'])}, opset {report['intake']['opset']}; "
+        f"{100 * parity['overall']:.3f} % of labels as the network gives them, {100 * parity['boundary']:.2f} % along "
+        f"boundaries, on {parity['frames']} frames"
+    ]
+    if calibration := report["calibration"]:
+        facts.append(
+            f"calibration: {calibration['frames']} frames of “{escape(calibration['split'])}”, recipe "
+            f"{escape(calibration['recipe']['name'])}, {len(calibration['skipped'])} frames skipped"
+        )
+    if evaluation := report["evaluation"]:
+        facts.append(f"verdict on {evaluation['frames']} frames of “{escape(evaluation['split'])}”")
+    body = _table(header, rows) + f"<p>Handed over: <b>{escape(report['chosen'])}</b></p><ul>{reasons}</ul>"
+    return f"<h2>Build of {escape(report['name'])}</h2>{body}<ul>{''.join(f'<li>{f}</li>' for f in facts)}</ul>" + (
+        _classes(report)
+    )
+
+
+def _classes(report: Mapping[str, Any]) -> str:
+    engines = [engine for engine in report["engines"] if engine.get("iou")]
+    if not engines:
+        return ""
+    rows = [(escape(name), *(number(engine["iou"][name], 2, 100) for engine in engines)) for name in engines[0]["iou"]]
+    header = ("IoU %", *(escape(engine["name"]) for engine in engines))
+    return f"<h3>By class</h3>{_table(header, rows)}"
+
+
+def _eval(document: Mapping[str, Any]) -> str:
+    rows = [
+        (escape(name), _bar(iou or 0.0, number(iou, 2, 100)), number(document["dice_per_class"][name], 2, 100))
+        for name, iou in document["iou"].items()
+    ]
+    rows.append(("<b>mean</b>", number(document["miou"], 2, 100), number(document["dice"], 2, 100)))
+    head = f"<h2>Accuracy of {escape(document['bundle'])}, {escape(document['variant'])}</h2>"
+    return f"{head}<p>{document['frames']} frames of “{escape(document['data']['split'])}”</p>" + _table(
+        ("class", "IoU %", "Dice %"), rows
+    )
+
+
+def _bench(document: Mapping[str, Any]) -> str:
+    rows = []
+    for what, key in (("engine", "latency_ms"), ("frame to mask", "end_to_end_ms")):
+        latency = document[key]
+        rows.append((what, *(number(latency[p]) for p in ("p50", "p90", "p99", "min", "max")), str(latency["count"])))
+    head = f"<h2>Latency of {escape(document['bundle'])}, {escape(document['variant'])}</h2>"
+    return head + _table(("milliseconds", "p50", "p90", "p99", "min", "max", "frames"), rows)
+
+
+def _machine(document: Mapping[str, Any]) -> str:
+    here = document.get("machine", {})
+    facts = {key: here.get(key) for key in ("cpu", "cores_usable", "isa", "memory_mb", "os", "python")}
+    facts |= document.get("versions", {})
+    text = "; ".join(f"{key} {', '.join(v) if isinstance(v, list) else v or DASH}" for key, v in facts.items())
+    return f"<p class='machine'>Measured on: {escape(text)}</p>"
+
+
+def _pictures(bundle: Bundle, palette: Palette | None) -> str:
+    """Each reference frame beside the FP32 mask, the chosen engine's, and where the two differ."""
+    colours = palette or default_palette(max(len(bundle.spec.output.classes), 2))
+    rows = []
+    for reference in bundle.references:
+        frame = reference.frame if bundle.spec.input.frame == "bgr" else reference.frame[..., ::-1]
+        picture = comparison(np.ascontiguousarray(frame), reference.mask, reference.masks[bundle.chosen], colours)
+        data = base64.b64encode(png(picture)).decode()
+        rows.append(f'<img alt="frame {escape(reference.name)} and its masks" src="data:image/png;base64,{data}">')
+    legend = "".join(
+        f'<span class="class"><i style="background:rgb{tuple(colour)}"></i>{escape(name)}</span>'
+        for name, colour in zip(bundle.spec.output.classes, colours, strict=False)
+    )
+    return f"<h3>Reference frames</h3><p>{legend}</p>{''.join(rows)}"
+
+
+def comparison(frame: Any, fp32: Any, chosen: Any, palette: Palette) -> Any:
+    """A BGR picture: frame, FP32 mask, the chosen engine's mask, and in red the pixels where they differ."""
+    differs = (frame // 3).astype(np.uint8)
+    differs[fp32 != chosen] = (40, 40, 255)
+    agree = 100 * float(np.mean(fp32 == chosen))
+    return side_by_side(
+        [
+            ("frame", frame),
+            ("FP32", overlay(frame, fp32, palette)),
+            ("handed over", coloured(chosen, palette)),
+            (f"differs: {100 - agree:.2f} %", differs),
+        ]
+    )
+
+
+def _table(header: Sequence[str], rows: Sequence[Sequence[str]]) -> str:
+    head = "".join(f"<th>{cell}</th>" for cell in header)
+    body = "".join(f"<tr>{''.join(f'<td>{cell}</td>' for cell in row)}</tr>" for row in rows)
+    return f"<div class='scroll'><table><tr>{head}</tr>{body}</table></div>"
+
+
+def _bar(share: float, text: str) -> str:
+    return f"<span class='bar'><i style='width:{100 * min(max(share, 0.0), 1.0):.1f}%'></i>{text}</span>"

@@ -1,0 +1,48 @@
+"""Masks made visible: coloured, laid over their frame, several side by side with captions."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import numpy as np
+
+from edgeseg.errors import need
+from edgeseg.types import Mask, Pixels
+
+Palette = Sequence[tuple[int, int, int]]  # RGB
+
+
+def coloured(mask: Mask, palette: Palette) -> Pixels:
+    """BGR (H, W, 3) of a mask (H, W); classes beyond the palette are black."""
+    table = np.zeros((256, 3), np.uint8)
+    table[: len(palette)] = np.array(palette, np.uint8)[:256, ::-1]
+    painted: Pixels = table[mask]
+    return painted
+
+
+def overlay(frame: Pixels, mask: Mask, palette: Palette, strength: float = 0.55) -> Pixels:
+    """The BGR frame under its mask, both (H, W)."""
+    cv2 = need("cv2", extra="run", why="drawing masks")
+    blended: Pixels = cv2.addWeighted(coloured(mask, palette), strength, frame, 1.0 - strength, 0.0)
+    return blended
+
+
+def side_by_side(pictures: Sequence[tuple[str, Pixels]], height: int = 240) -> Pixels:
+    """BGR pictures in a row at one height, each under its caption."""
+    cv2 = need("cv2", extra="run", why="drawing masks")
+    columns = []
+    for caption, picture in pictures:
+        width = round(picture.shape[1] * height / picture.shape[0])
+        scaled = cv2.resize(picture, (width, height), interpolation=cv2.INTER_NEAREST)
+        head = np.full((24, width, 3), 255, np.uint8)
+        cv2.putText(head, caption, (4, 17), cv2.FONT_HERSHEY_SIMPLEX, 0.45, (40, 40, 40), 1, cv2.LINE_AA)
+        columns += [np.vstack([head, scaled]), np.full((height + 24, 4, 3), 255, np.uint8)]
+    return np.hstack(columns[:-1])
+
+
+def png(picture: Pixels) -> bytes:
+    """A BGR picture as PNG."""
+    cv2 = need("cv2", extra="run", why="writing a PNG")
+    good, data = cv2.imencode(".png", picture)
+    assert good, "OpenCV encodes every uint8 BGR array"
+    return bytes(data)

@@ -1,0 +1,106 @@
+"""Documents as tables for a terminal. Every number in them was measured; what was not is shown as a dash."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+DASH = "–"
+
+
+def table(header: Sequence[str], rows: Sequence[Sequence[str]]) -> str:
+    """Columns aligned: the first to the left, the others to the right."""
+    widths = [max(len(line[column]) for line in (header, *rows)) for column in range(len(header))]
+
+    def line(cells: Sequence[str]) -> str:
+        first = cells[0].ljust(widths[0])
+        rest = (cell.rjust(width) for cell, width in zip(cells[1:], widths[1:], strict=True))
+        return "  ".join((first, *rest)).rstrip()
+
+    return "\n".join((line(header), "  ".join("-" * width for width in widths), *map(line, rows)))
+
+
+def number(value: float | None, digits: int = 2, factor: float = 1.0) -> str:
+    """A number with a fixed count of decimals, a dash for None."""
+    return DASH if value is None else f"{factor * value:.{digits}f}"
+
+
+def size(count: int) -> str:
+    """Bytes in units that people read."""
+    return f"{count / 1e6:.2f} MB" if count >= 1e5 else f"{count / 1e3:.1f} kB"
+
+
+def build_table(report: Mapping[str, Any]) -> str:
+    """FP32 against the rest: accuracy, latency, size; then the verdict and its reasons."""
+    engines = report["engines"]
+    baseline = min(
+        (e["latency_ms"]["p50"] for e in engines if e["precision"] == "fp32" and e["latency_ms"]["p50"]), default=None
+    )
+    rows = []
+    for engine in engines:
+        latency = engine["latency_ms"]
+        rows.append(
+            (
+                ("* " if engine["name"] == report["chosen"] else "  ") + engine["name"],
+                number(engine["miou"], 2, 100),
+                number(engine["agreement"], 2, 100),
+                number(engine["boundary_agreement"], 2, 100),
+                number(latency["p50"]),
+                number(latency["p90"]),
+                DASH if baseline is None or not latency["p50"] else f"{baseline / latency['p50']:.2f}x",
+                size(engine["bytes"]),
+            )
+        )
+    header = ("engine", "mIoU %", "agree %", "edges %", "p50 ms", "p90 ms", "speed", "size")
+    lines = [f"{report['name']}: {_frames(report)}", "", table(header, rows), ""]
+    lines += [f"* handed over: {report['chosen']}"]
+    lines += [f"  {reason}" for reason in report["reasons"]]
+    lines += [f"  out: {row['name']}: {row['why']}" for row in report["rejected"]]
+    missing = {r for e in engines for name, r in e["latency_ms"]["reasons"].items() if name == "p90"}
+    lines += [f"  p90: {reason}" for reason in sorted(missing)]
+    return "\n".join(lines)
+
+
+def _frames(report: Mapping[str, Any]) -> str:
+    evaluation = report["evaluation"]
+    if evaluation is None:
+        return "no frames were given, so nothing is known about accuracy"
+    what = f"{evaluation['frames']} frames of '{evaluation['split']}'"
+    if not evaluation["labelled"]:
+        return f"accuracy is agreement with the FP32 masks on {what}, which have no labels"
+    return f"mIoU on {what}; agreement is with the FP32 masks, 'edges' within 2 pixels of a class boundary"
+
+
+def eval_table(document: Mapping[str, Any]) -> str:
+    """IoU and Dice by class, then the means."""
+    rows = [
+        (name, number(iou, 2, 100), number(document["dice_per_class"][name], 2, 100), number(share, 2, 100))
+        for (name, iou), share in zip(document["iou"].items(), document["frequency"].values(), strict=True)
+    ]
+    means = ("mean", number(document["miou"], 2, 100), number(document["dice"], 2, 100), "")
+    skipped = f", {len(document['skipped'])} skipped" if document["skipped"] else ""
+    return (
+        f"{document['bundle']}, {document['variant']}: {document['frames']} frames of "
+        f"'{document['data']['split']}'{skipped}\n\n"
+        + table(("class", "IoU %", "Dice %", "pixels %"), [*rows, means])
+        + f"\n\npixel accuracy {number(document['pixel_accuracy'], 2, 100)} %"
+    )
+
+
+def bench_table(documents: Sequence[Mapping[str, Any]]) -> str:
+    """Latency of each bundle: the engine alone, and from a frame of its own size to a mask of that size."""
+    rows = []
+    reasons: set[str] = set()
+    for document in documents:
+        for what, key in (("engine", "latency_ms"), ("frame to mask", "end_to_end_ms")):
+            latency = document[key]
+            cells = (number(latency[p]) for p in ("p50", "p90", "p99", "min", "max"))
+            rows.append((f"{document['bundle']} {document['variant']}: {what}", *cells, str(latency["count"])))
+            reasons |= {f"{name}: {reason}" for name, reason in latency["reasons"].items()}
+    cold = [
+        f"{document['bundle']}: {document['cold_ms']['open']:.0f} ms to open, "
+        f"{document['cold_ms']['first_frame']:.1f} ms for the first frame"
+        for document in documents
+    ]
+    header = ("milliseconds", "p50", "p90", "p99", "min", "max", "frames")
+    return "\n".join((table(header, rows), "", *cold, *sorted(reasons)))
