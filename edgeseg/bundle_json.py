@@ -21,7 +21,7 @@ _WORDS: dict[type, str] = {dict: "an object", list: "a list", str: "a text", int
 
 
 def parse(text: bytes, where: str) -> dict[str, Any]:
-    """The object that is written here: UTF-8, no NaN or infinity in any spelling, no key twice, nested within reason."""
+    """The object that is written here: UTF-8, no NaN or infinity in any spelling, no key twice, not too deep."""
     try:
         table = json.loads(
             text.decode("utf-8"), parse_constant=_no_constant, parse_float=_finite, object_pairs_hook=_unique

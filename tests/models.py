@@ -265,7 +265,7 @@ class ShadowedModules(nn.Module):
         self.drop, self.head = nn.Dropout2d(0.5), nn.Conv2d(8, classes, 1)
 
     def forward(self, x: torch.Tensor) -> torch.Tensor:
-        for block in self.modules:  # type: ignore[attr-defined]
+        for block in self.modules:
             x = block(x)
         return self.head(self.drop(x))  # type: ignore[no-any-return]
 

@@ -20,7 +20,7 @@ import numpy as np
 from edgeseg.data.street_canvas import CLASSES, Camera, Canvas
 from edgeseg.data.street_light import develop
 from edgeseg.data.street_scene import paint
-from edgeseg.data.street_world import FPS, drive
+from edgeseg.data.street_world import FPS, conditions
 from edgeseg.types import Mask, Pixels
 
 __all__ = ["CLASSES", "FPS", "PALETTE", "render"]
@@ -49,8 +49,8 @@ def render(size: tuple[int, int], seed: int, index: int) -> tuple[Pixels, Mask]:
     height, width = size
     if height < 16 or width < 16:
         raise ValueError(f"a street needs at least 16 x 16 pixels, but the size asked for is {height} x {width}")
-    conditions = drive(seed)
-    canvas = Canvas(Camera(conditions, size, index), size)
-    paint(canvas, conditions)
+    drive = conditions(seed)
+    canvas = Canvas(Camera(drive, size, index), size)
+    paint(canvas, drive)
     mask: Mask = np.array(canvas.classes, np.uint8)[canvas.material]
-    return develop(canvas, conditions, index), mask
+    return develop(canvas, drive, index), mask

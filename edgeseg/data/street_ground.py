@@ -9,6 +9,7 @@ import math
 from functools import lru_cache
 
 import numpy as np
+from numpy.typing import NDArray
 
 from edgeseg.data.street_canvas import (
     AIR,
@@ -24,16 +25,14 @@ from edgeseg.data.street_canvas import (
     cells,
 )
 from edgeseg.data.street_houses import HOUSE, WALLS, house
-from edgeseg.data.street_world import Dice, Drive, billows, grain
+from edgeseg.data.street_world import Dice, Drive, billows, grain, toward
 
 
 def sky(canvas: Canvas, drive: Drive) -> None:
     steps = 16
     first = len(canvas.colours)
     for step in range(steps):
-        part = step / (steps - 1)
-        low, high = drive.horizon, drive.zenith
-        canvas.mix(tuple(high[c] + (low[c] - high[c]) * part for c in range(3)), AIR)  # type: ignore[arg-type]
+        canvas.mix(toward(drive.zenith, drive.horizon, step / (steps - 1)), AIR)
     camera = canvas.camera
     rise = (camera.row - canvas.rows) / camera.focal  # tangent of the elevation
     level = np.clip((1.0 - rise * 1.8) * (steps - 1), 0, steps - 1).astype(np.int16)
@@ -114,6 +113,24 @@ def ground(canvas: Canvas, drive: Drive) -> None:
     if drive.weather == "rain":  # a wet road mirrors the sky, the more the flatter one looks at it
         shade = np.where(on_road, shade * (0.8 + 0.9 * np.minimum(1.0, z / 45.0))[:, None], shade)
 
+    line = _lines(drive, camera, x, s)
+    worn = rough * np.float32(0.35) + 0.72
+    material = np.where(line, np.int16(white), material)
+    shade = np.where(line, worn, shade)
+
+    if drive.weather == "clear":
+        edge = _shadow_edge(drive, camera, z)
+        shade = np.where(x * drive.sun > edge[:, None], shade * np.float32(0.52), shade)
+    if drive.weather == "night":
+        shade = shade * (0.75 + 1.5 * _lamplight(drive, x, s))
+    canvas.material[rows] = material
+    canvas.shade[rows] = shade
+    canvas.depth[rows] = z[:, None]
+
+
+def _lines(drive: Drive, camera: Camera, x: Array, s: NDArray[np.float64]) -> NDArray[np.bool_]:
+    """Where the road is painted: centre and edge lines, and zebra crossings in their stead."""
+    away = np.abs(x)
     line = np.zeros(x.shape, np.bool_)
     if drive.centre == 1:
         dashes = (s - 6.0 * np.floor(s / 6.0) < 3.0)[:, None]
@@ -129,22 +146,17 @@ def ground(canvas: Canvas, drive: Drive) -> None:
             zebra = ((s >= start) & (s < start + 3.2))[:, None]
             bars = (x + 64.0) - np.floor(x + 64.0) < 0.5
             line = np.where(zebra, bars & (away < drive.half - 0.3), line)
-    worn = rough * np.float32(0.35) + 0.72
-    material = np.where(line, np.int16(white), material)
-    shade = np.where(line, worn, shade)
+    return line
 
-    if drive.weather == "clear":
-        edge = _shadow_edge(drive, camera, z)
-        shade = np.where(x * drive.sun > edge[:, None], shade * np.float32(0.52), shade)
-    if drive.weather == "night":
-        pool = s - 26.0 * np.floor(s / 26.0) - 13.0  # under the lamps, which stand in the middle of 26 m
-        light = (1.0 / (1.0 + pool * pool / 14.0)).astype(np.float32)[:, None] / (
-            1.0 + (away - drive.half) * (away - drive.half) / 10.0
-        )
-        shade = shade * (0.75 + 1.5 * light)
-    canvas.material[rows] = material
-    canvas.shade[rows] = shade
-    canvas.depth[rows] = z[:, None]
+
+def _lamplight(drive: Drive, x: Array, s: NDArray[np.float64]) -> Array:
+    """The pools of light under the street lamps, which stand every 13 m on alternate sides."""
+    light = np.zeros(x.shape, np.float32)
+    for side, first in ((-1, 6.5), (1, 19.5)):
+        along = s - first - 26.0 * np.floor((s - first) / 26.0 + 0.5)
+        across = x - side * drive.half
+        light += (1.0 / (1.0 + along * along / 14.0)).astype(np.float32)[:, None] / (1.0 + across * across / 10.0)
+    return light
 
 
 def _shadow_edge(drive: Drive, camera: Camera, z: Array) -> Array:

@@ -14,7 +14,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from edgeseg.data.street_canvas import BUILDING, FAR, VEGETATION, Array, Canvas, Item, Patch, cells, texture
-from edgeseg.data.street_world import Colour, Dice, Drive, billows, drive, grain
+from edgeseg.data.street_world import Colour, Dice, Drive, billows, conditions, grain
 
 HOUSE = 13.0  # metres of street for one house
 TREE = 8.0
@@ -48,15 +48,15 @@ class House(NamedTuple):
 @lru_cache(maxsize=4096)
 def house(seed: int, side: int, cell: int) -> House | None:
     """What stands in a cell on a side (-1 left, 1 right) of the street; None for a gap."""
-    conditions, dice = drive(seed), Dice(seed, 4, side, cell)
-    if dice.chance(0.55 * conditions.greenery):
+    drive, dice = conditions(seed), Dice(seed, 4, side, cell)
+    if dice.chance(0.55 * drive.greenery):
         return None
     lane = dice.between(0.5, 3.0) if dice.chance(0.3) else 0.0
     return House(
         start=cell * HOUSE + lane,
         stop=(cell + 1) * HOUSE,
         attached=lane == 0.0,
-        setback=conditions.half + conditions.kerb + (dice.between(0.0, 4.0) if dice.chance(0.4) else 0.0),
+        setback=drive.half + drive.kerb + (dice.between(0.0, 4.0) if dice.chance(0.4) else 0.0),
         height=FLOOR * (2 + dice.below(6)) + 0.8,
         wall=dice.pick(WALLS),
         glass=dice.pick(((58, 66, 80), (40, 44, 52), (96, 118, 140), (120, 140, 160))),
@@ -145,11 +145,11 @@ class Tree(NamedTuple):
 @lru_cache(maxsize=4096)
 def tree(seed: int, side: int, cell: int, row: int) -> Tree | None:
     """The tree of a cell in a row: 0 stands on the pavement, the others behind it; None where there is none."""
-    conditions, dice = drive(seed), Dice(seed, 6, side, cell, row)
-    if not dice.chance(0.85 if row else 0.6 * conditions.greenery):
+    drive, dice = conditions(seed), Dice(seed, 6, side, cell, row)
+    if not dice.chance(0.85 if row else 0.6 * drive.greenery):
         return None
     bush = row == 1
-    away = conditions.half + conditions.kerb + (row * dice.between(1.5, 4.0) if row else -0.5)
+    away = drive.half + drive.kerb + (row * dice.between(1.5, 4.0) if row else -0.5)
     s = cell * TREE + dice.between(0.0, 7.0)
     height = dice.between(1.0, 2.6) if bush else dice.between(4.0, 8.5)
     width = dice.between(2.0, 4.0) if bush else dice.between(2.6, 4.6)

@@ -13,7 +13,7 @@ from typing import NamedTuple
 import numpy as np
 
 from edgeseg.data.street_canvas import CAR, PEDESTRIAN, POLE, SIGN, Canvas, Item, Patch, cells
-from edgeseg.data.street_world import Colour, Dice, Drive, drive
+from edgeseg.data.street_world import Colour, Dice, Drive, conditions
 
 _PAINTS: tuple[Colour, ...] = (
     (190, 30, 34), (30, 60, 140), (210, 210, 214), (34, 36, 40), (120, 124, 128), (236, 236, 236),
@@ -94,18 +94,22 @@ class Car(NamedTuple):
     paint: Colour
 
 
+_PARKED, _ONCOMING, _OVERTAKING = 8, 9, 10  # streams of cars, each with chances of its own
+_STREAMS = {_PARKED: (0.55, 1.5, 6), _ONCOMING: (0.5, 18.0, 7), _OVERTAKING: (0.7, 18.0, 7)}
+
+
 @lru_cache(maxsize=4096)
-def _car(seed: int, stream: int, cell: int, side: int) -> Car | None:
-    """The car of a cell: stream 8 is parked, 9 oncoming, 10 ahead; None where there is none."""
-    traffic, dice = drive(seed).traffic, Dice(seed, stream, side, cell) if stream == 8 else Dice(seed, stream, cell)
-    chance, room, kinds = {8: (0.55, 1.5, 6), 9: (0.5, 18.0, 7), 10: (0.7, 18.0, 7)}[stream]
-    if not dice.chance(chance * traffic):
+def _car(seed: int, stream: int, side: int, cell: int) -> Car | None:
+    """The car of a cell of a stream; None where there is none."""
+    chance, room, kinds = _STREAMS[stream]
+    dice = Dice(seed, stream, side, cell)
+    if not dice.chance(chance * conditions(seed).traffic):
         return None
     return Car(dice.between(0.0, room), max(0, dice.below(kinds) - 4), dice.pick(_PAINTS))
 
 
 def cars(canvas: Canvas, drive: Drive) -> Iterator[Item]:
-    """Parked cars, oncoming ones, and those ahead in the camera's own lane."""
+    """Parked cars, oncoming ones, and faster ones that overtake and then drive ahead."""
     camera, seed = canvas.camera, drive.seed
 
     def item(x: float, s: float, this: Car, oncoming: bool) -> Item:
@@ -114,20 +118,21 @@ def cars(canvas: Canvas, drive: Drive) -> Iterator[Item]:
 
     for side in (-1, 1) if drive.half > 3.9 else ():
         for cell in cells(camera.s - 6.0, camera.s + 80.0, 6.5):
-            this = _car(seed, 8, cell, side)
+            this = _car(seed, _PARKED, side, cell)
             if this is not None:
                 yield item(side * (drive.half - 0.95), cell * 6.5 + this.along, this, side < 0)
     moved = 8.0 * camera.time
     for cell in cells(camera.s + moved, camera.s + moved + 80.0, 26.0):
-        this = _car(seed, 9, cell, -1)
+        this = _car(seed, _ONCOMING, -1, cell)
         if this is not None:
             yield item(-drive.half * 0.36, cell * 26.0 - moved + this.along, this, True)
-    # Those ahead are a little slower than the camera, and turn off before it reaches them.
-    moved = drive.speed * 0.8 * camera.time + drive.start
-    for cell in cells(camera.s + 9.0 - moved, camera.s + 80.0 - moved, 30.0):
-        this = _car(seed, 10, cell, 1)
-        if this is not None and cell * 30.0 + this.along + moved > camera.s + 8.0:
-            yield item(drive.half * 0.36, cell * 30.0 + this.along + moved, this, False)
+    moved = 1.2 * drive.speed * camera.time + drive.start
+    for cell in cells(camera.s - 10.0 - moved, camera.s + 80.0 - moved, 26.0):
+        this = _car(seed, _OVERTAKING, 1, cell)
+        if this is not None:
+            s = cell * 26.0 + this.along + moved
+            merged = min(1.0, max(0.0, (s - camera.s - 5.0) / 7.0))  # 0 in the other lane, 1 back in this one
+            yield item(drive.half * 0.36 * (2.0 * merged - 1.0), s, this, False)
 
 
 def _paint_car(canvas: Canvas, drive: Drive, this: Car, x: float, z: float, oncoming: bool) -> None:
@@ -202,11 +207,11 @@ def _person(dice: Dice, across: float, along: float) -> Person:
 
 @lru_cache(maxsize=4096)
 def _walker(seed: int, side: int, way: int, cell: int) -> Person | None:
-    conditions, dice = drive(seed), Dice(seed, 11, side, way, cell)
-    if not dice.chance(0.5 * conditions.traffic):
+    drive, dice = conditions(seed), Dice(seed, 11, side, way, cell)
+    if not dice.chance(0.5 * drive.traffic):
         return None
     along = dice.between(0.0, 6.0)
-    return _person(dice, dice.between(0.5, conditions.kerb - 0.4), along)
+    return _person(dice, dice.between(0.5, drive.kerb - 0.4), along)
 
 
 @lru_cache(maxsize=1024)

@@ -150,7 +150,8 @@ _HORIZON: dict[str, Colour] = {
 _LEAVES: tuple[Colour, ...] = ((66, 104, 44), (52, 92, 52), (84, 116, 48), (96, 112, 52), (150, 112, 44), (168, 86, 40))
 
 
-def _toward(colour: Colour, other: Colour, part: float) -> Colour:
+def toward(colour: Colour, other: Colour, part: float) -> Colour:
+    """A colour on the way from one to the other."""
     return (
         colour[0] + (other[0] - colour[0]) * part,
         colour[1] + (other[1] - colour[1]) * part,
@@ -159,14 +160,14 @@ def _toward(colour: Colour, other: Colour, part: float) -> Colour:
 
 
 @lru_cache(maxsize=256)
-def drive(seed: int) -> Drive:
+def conditions(seed: int) -> Drive:
     """The conditions of the drive with this seed."""
     dice = Dice(seed, 1)
-    weather = dice.pick(_WEATHERS)
+    weather = _WEATHERS[seed * 5 % len(_WEATHERS)]  # by turns, so that a dozen drives in a row have every weather
     night = weather == "night"
     evening = dice.between(0.0, 1.0) if weather == "clear" and dice.chance(0.35) else 0.0
-    horizon = _toward(_HORIZON[weather], (250, 180, 120), 0.8 * evening)
-    zenith = _toward(_ZENITH[weather], (104, 104, 150), 0.7 * evening)
+    horizon = toward(_HORIZON[weather], (250, 180, 120), 0.8 * evening)
+    zenith = toward(_ZENITH[weather], (104, 104, 150), 0.7 * evening)
     haze = {
         "clear": dice.between(260, 700),
         "overcast": dice.between(180, 500),

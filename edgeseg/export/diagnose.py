@@ -66,21 +66,30 @@ def first_divergence(
     `frame` is (H, W, 3) of the spec's size. Takes a run of the network with all its values kept in memory.
     """
     spec = fused.spec
-    wanted = _onnx_values(model, spec, frame) if isinstance(model, Onnx) else _torch_values(model, spec, frame)
     proto = g.parse(fused.graph)
     found = g.run_all(proto, np.ascontiguousarray(frame[np.newaxis]))
+    if isinstance(model, Onnx):
+        wanted = _onnx_values(model, spec, frame)
+    else:
+        # The tracing exporter writes paths of modules; such a graph has no names of torch.export's to compare by.
+        wanted = _torch_values(model, spec, frame, traced=any(name.startswith("/") for name in found))
     closeness = {name: _closeness(name, value, wanted.tensors) for name, value in found.items() if value.ndim >= 3}
-    nodes = [node for node in proto.graph.node if any(name in closeness for name in node.output)]
+    named = {name for name, (by_name, _) in closeness.items() if by_name}
     good = {name for name, (_, ratio) in closeness.items() if ratio >= floor_db}
     # The decision hides much of what came before it, so that a good mask excuses nothing.
     excused = good | _ancestors(proto, {name for name in good if name != MASK and not name.startswith("edgeseg/")})
 
-    suspects = [(node, name) for node in nodes for name in node.output if name in closeness and name not in excused]
-    certain = [(node, name) for node, name in suspects if closeness[name][0]]
+    suspects = [
+        (node, name) for node in proto.graph.node for name in node.output if name in closeness and name not in excused
+    ]
     if not suspects:
         return None
-    node, name = (certain or suspects)[0]
-    near = _unproven_before(proto, node, good, {name for name, (by_name, _) in closeness.items() if by_name})
+    certain = [(node, name) for node, name in suspects if name in named]
+    inside = named - {INPUT, LOGITS, MASK}
+    # Where nodes have counterparts by name, one that has none proves nothing; where none has, all are held by value.
+    trust_names = certain and (inside or certain[0][1] == INPUT)
+    node, name = (certain if trust_names else suspects)[0]
+    near = _unproven_before(proto, node, good, named)
     return Divergence(node.name or name, node.op_type, name, closeness[name][1], wanted.modules.get(name), near)
 
 
@@ -113,14 +122,14 @@ def _unproven_before(proto: onnx.ModelProto, node: onnx.NodeProto, good: set[str
     return tuple(unproven[::-1])
 
 
-def _torch_values(model: Torch, spec: ModelSpec, frame: Pixels) -> _Values:
+def _torch_values(model: Torch, spec: ModelSpec, frame: Pixels, *, traced: bool) -> _Values:
     import torch
 
     image = ref.torch_input(frame, spec)
     with torch.no_grad(), quiet():
         returned = model.module(image)
         inner = None
-        if model.form != "torchscript":
+        if not traced:
             try:
                 inner = _program_values(model, spec, image, wrap=not isinstance(returned, torch.Tensor))
             except Exception as error:  # torch.export refuses some networks; they were exported by tracing

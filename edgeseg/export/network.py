@@ -94,6 +94,10 @@ def _finish(proto: onnx.ModelProto, spec: ModelSpec, notes: list[str], *, opset:
         if note and opset:
             raise ModelError(f"opset {opset} was asked for, but {note}")
         notes += [note] if note else []
+    proto = onnx.shape_inference.infer_shapes(proto, data_prop=True)
+    if g.shape_of(proto.graph.output[0]) is None:  # the checker wants at least their count
+        (scores,) = g.run(proto, sample).values()
+        g.set_dims(proto.graph.output[0], [None] * scores.ndim if dynamic else scores.shape)
     onnx.checker.check_model(proto)
     return Exported(proto.SerializeToString(), opset_of(proto), tuple(dict.fromkeys(notes)))
 

@@ -119,7 +119,7 @@ def numpy_mask(logits: NDArray[Any], spec: ModelSpec) -> NDArray[np.uint8]:
     if logits.dtype.kind in "iub":
         return logits.astype(np.uint8)
     if logits.shape[1] > 1:
-        return logits.argmax(axis=1).astype(np.uint8)
+        return np.asarray(logits.argmax(axis=1), np.uint8)
     probability = logits if spec.output.activation == "probabilities" else 1.0 / (1.0 + np.exp(-logits))
     return np.asarray(probability[:, 0] >= spec.output.threshold, np.uint8)
 

@@ -30,7 +30,6 @@ def simplified(proto: onnx.ModelProto, sample: NDArray[Any]) -> tuple[onnx.Model
     try:
         with contextlib.redirect_stdout(io.StringIO()):
             slim = onnxslim.slim(onnx.load_model_from_string(before))
-        onnx.checker.check_model(slim)
         new, old = run(slim, sample), run(proto, sample)
     except Exception as error:  # whatever a simplifier trips over, the graph it was given still stands
         return proto, f"not simplified: onnxslim failed ({type(error).__name__}: {str(error).splitlines()[:1]})"

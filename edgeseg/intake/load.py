@@ -46,7 +46,6 @@ def _load_onnx(path: Path) -> Onnx:
         raise ModelError(f"{path} holds no ONNX graph: it is damaged or something else. {KNOWN}")
     try:
         onnx.load_external_data_for_model(proto, str(path.parent))
-        onnx.checker.check_model(proto)
         return Onnx(proto.SerializeToString())
     except (OSError, onnx.checker.ValidationError) as error:
         raise ModelError(

@@ -1,5 +1,6 @@
 """OnnxModel + ScaleTable → OnnxModel in INT8: where quantizers go, why not elsewhere, and how each engine wants it."""
 
+from edgeseg.quantize.correct import corrected_biases, shift_graph
 from edgeseg.quantize.dialects import (
     DIALECTS,
     ONNXRUNTIME_ARM,
@@ -23,6 +24,8 @@ __all__ = [
     "Dialect",
     "Graph",
     "Placement",
+    "corrected_biases",
     "place",
     "quantize",
+    "shift_graph",
 ]

@@ -6,6 +6,7 @@ Only what the writers of Q/DQ and FakeQuantize need. Works on a copy: the model 
 from __future__ import annotations
 
 from collections import defaultdict
+from collections.abc import Iterable, Iterator
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -22,6 +23,11 @@ class Graph:
         import onnx
 
         self.model: onnx.ModelProto = onnx.load_from_string(serialized)
+        names: set[str] = set()
+        for node in self.model.graph.node:  # foreign graphs need not name their nodes, nor name them apart
+            if not node.name or node.name in names:
+                node.name = f"{node.op_type}/{node.output[0]}"
+            names.add(node.name)
         self._weights = {tensor.name: tensor for tensor in self.model.graph.initializer}
         for node in self.model.graph.node:
             if node.op_type == "Constant" and node.attribute[0].name == "value":
@@ -64,7 +70,7 @@ class Graph:
     def add_constant(self, name: str, value: NDArray[Any]) -> str:
         from onnx import numpy_helper
 
-        tensor = numpy_helper.from_array(np.ascontiguousarray(value), name)
+        tensor = numpy_helper.from_array(np.asarray(value, order="C"), name)  # ascontiguousarray has no scalars
         self.model.graph.initializer.append(tensor)
         self._weights[name] = tensor
         return name
@@ -107,7 +113,10 @@ class Graph:
         nodes = [onnx.NodeProto.FromString(node.SerializeToString()) for node in ordered]
         del graph.node[:]
         graph.node.extend(nodes)
-        read = {tensor for node in graph.node for tensor in node.input} | self.outputs
+        read = set(_reads(graph.node)) | self.outputs
+        used = [node for node in graph.node if node.op_type != "Constant" or node.output[0] in read]
+        del graph.node[:]
+        graph.node.extend(used)
         kept = [tensor for tensor in graph.initializer if tensor.name in read]
         del graph.initializer[:]
         graph.initializer.extend(kept)
@@ -115,3 +124,13 @@ class Graph:
         self._index()
         serialized: bytes = self.model.SerializeToString()
         return serialized
+
+
+def _reads(nodes: Iterable[onnx.NodeProto]) -> Iterator[str]:
+    """What nodes read, those inside the branches of an If or the body of a Loop included."""
+    for node in nodes:
+        yield from node.input
+        for attribute in node.attribute:
+            for inner in (attribute.g, *attribute.graphs):
+                yield from _reads(inner.node)
+                yield from (output.name for output in inner.output)

@@ -120,7 +120,7 @@ def place(graph: Graph, dialect: Dialect, *, keep_float: Iterable[str] = ()) -> 
 
 
 def _sources(graph: Graph, tensor: str, concats: dict[str, None]) -> Iterator[str]:
-    """The tensors above moves and concatenations from which `tensor` takes its values."""
+    """The tensors above moves and concatenations from which `tensor` takes its values; constants are none of them."""
     node = graph.producer(tensor)
     if node is not None and moves_only(node) and tensor != FRAME:
         yield from _sources(graph, node.input[0], concats)
@@ -128,7 +128,7 @@ def _sources(graph: Graph, tensor: str, concats: dict[str, None]) -> Iterator[st
         concats[tensor] = None
         for part in node.input:
             yield from _sources(graph, part, concats)
-    else:
+    elif graph.constant(tensor) is None:
         yield tensor
 
 

@@ -14,17 +14,19 @@ from typing import TYPE_CHECKING
 import numpy as np
 from numpy.typing import NDArray
 
-from calibration import Quantizer, ScaleTable, Scheme, merge, quantizer, weight_scales
+from calibration import Quantizer, ScaleTable, Scheme, merge, quantizer
 from edgeseg.errors import ModelError
 from edgeseg.quantize.dialects import Dialect
 from edgeseg.quantize.graph import Graph
 from edgeseg.quantize.placement import Placement, activated, moves_only, place
+from edgeseg.quantize.weights import rounded
 from edgeseg.types import OnnxModel
 
 if TYPE_CHECKING:
     import onnx
 
 _OPENVINO_DOMAIN = "org.openvinotoolkit"
+_MOST_BIAS = 2.0**30  # half of what int32 holds: the products are added to it
 
 
 def quantize(
@@ -55,6 +57,8 @@ def quantize(
     scale_of_input = {node.name: _scale_of(graph, node.input[0], quantizers, placement) for node in chosen}
     readers = {tensor: _readers(graph, tensor, placement) for tensor in (*quantizers, *placement.moves)}
     for tensor, nodes in readers.items():
+        if not nodes:
+            continue
         found = quantizers.get(tensor) or quantizers[placement.moves[tensor]]
         pair = (_fake_quantize if dialect.fake else _pair)(graph, tensor, found, dialect)
         graph.rewire(tensor, pair[-1].output[0], nodes)
@@ -115,9 +119,8 @@ def _pair(graph: Graph, tensor: str, found: Quantizer, dialect: Dialect) -> list
 def _fake_quantize(graph: Graph, tensor: str, found: Quantizer, dialect: Dialect) -> list[onnx.NodeProto]:
     from onnx import helper
 
-    shape = (1, 1, 1, 1)
-    low = graph.add_constant(f"{tensor}_low", np.full(shape, found.low, np.float32))
-    high = graph.add_constant(f"{tensor}_high", np.full(shape, found.high, np.float32))
+    low = graph.add_constant(f"{tensor}_low", np.array(found.low, np.float32))
+    high = graph.add_constant(f"{tensor}_high", np.array(found.high, np.float32))
     return [
         helper.make_node(
             "FakeQuantize",
@@ -142,15 +145,19 @@ def _weights(
 
     weights = graph.constant(node.input[1])
     assert weights is not None
-    scales = weight_scales(weights, axis=0, bits=dialect.weight_bits, narrow=True, method="mse")
-    limit = 2 ** (dialect.weight_bits - 1) - 1
-    integers = np.clip(np.rint(weights / scales.reshape(-1, *[1] * (weights.ndim - 1))), -limit, limit)
+    if bias is None and len(node.input) > 2 and node.input[2]:
+        found = graph.constant(node.input[2])
+        bias = None if found is None else found.astype(np.float32)
+    integer_scale = input_scale if dialect.integer_bias and bias is not None else None
+    # A channel of next to no weights, which batch norm switched off, must not make steps too fine for its bias.
+    least = 0.0 if integer_scale is None or bias is None else np.abs(bias) / (integer_scale * _MOST_BIAS)
+    integers, scales = rounded(weights, dialect.weight_bits, least)
     stem = f"{node.name}/weight"
     added = [
         helper.make_node(
             "DequantizeLinear",
             [
-                graph.add_constant(f"{stem}_q", integers.astype(np.int8)),
+                graph.add_constant(f"{stem}_q", integers),
                 graph.add_constant(f"{stem}_scale", scales),
                 graph.add_constant(f"{stem}_zero_point", np.zeros(len(scales), np.int8)),
             ],
@@ -160,23 +167,16 @@ def _weights(
         )
     ]
     node.input[1] = f"{stem}_dq"
-    has_bias = len(node.input) > 2 and node.input[2]
-    if bias is None and has_bias:
-        found = graph.constant(node.input[2])
-        bias = None if found is None else found.astype(np.float32)
     if bias is None:
         return added
     stem = f"{node.name}/bias"
-    if dialect.integer_bias and input_scale is not None:
-        bias_scales = scales.astype(np.float64) * input_scale
-        limits = np.iinfo(np.int32)
+    if integer_scale is not None:
+        bias_scales = scales.astype(np.float64) * integer_scale
         added.append(
             helper.make_node(
                 "DequantizeLinear",
                 [
-                    graph.add_constant(
-                        f"{stem}_q", np.clip(np.rint(bias / bias_scales), limits.min, limits.max).astype(np.int32)
-                    ),
+                    graph.add_constant(f"{stem}_q", np.rint(bias / bias_scales).astype(np.int32)),
                     graph.add_constant(f"{stem}_scale", bias_scales.astype(np.float32)),
                     graph.add_constant(f"{stem}_zero_point", np.zeros(len(scales), np.int32)),
                 ],

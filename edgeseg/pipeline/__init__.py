@@ -1,0 +1,144 @@
+"""The whole run, from a model file to a bundle, read top to bottom. This package and cli.py alone import stages.
+
+    load → export → parity → calibrate → quantize → candidates → evaluate → race → choose → bundle
+
+Each step is a function from values to values. What was computed before from the same inputs comes from the cache;
+times never do.
+"""
+
+from __future__ import annotations
+
+import statistics
+from collections.abc import Mapping
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any
+
+from edgeseg.build import document
+from edgeseg.build.choose import Measured, choose
+from edgeseg.build.race import race
+from edgeseg.bundle import Bundle, write_bundle
+from edgeseg.console import Console
+from edgeseg.data import load_dataset
+from edgeseg.errors import BadInput
+from edgeseg.evaluation import class_names
+from edgeseg.measure.latency import summarize
+from edgeseg.measure.machine import machine, peak_rss_mb, versions
+from edgeseg.pipeline.assemble import assemble
+from edgeseg.pipeline.calibrate import calibrated, corrected, recipe_named
+from edgeseg.pipeline.engines import engines_for, measured_accuracy
+from edgeseg.pipeline.frames import QUICK, Effort, frames_for, look_at
+from edgeseg.pipeline.ingest import ingest, profiled
+from edgeseg.spec import spec_for
+from edgeseg.types import Precision
+
+__all__ = ["Built", "build", "profiled"]
+
+
+@dataclass(frozen=True, slots=True)
+class Built:
+    """What `build` returns: the bundle, where it was written (if it was), and the measured document in it."""
+
+    bundle: Bundle
+    path: Path | None
+    report: Mapping[str, Any]
+
+
+def build(
+    model: str | Path,
+    *,
+    spec: str | Path | None = None,
+    data: str | Path | None = None,
+    split: str = "train",
+    eval_split: str | None = None,
+    precision: Precision = "fp32",
+    backend: str | None = None,
+    recipe: str | Path = "mse",
+    samples: int | None = None,
+    max_miou_drop: float = 1.0,
+    out: str | Path | None = None,
+    quick: bool = False,
+    dynamic: bool = False,
+    opset: int | None = None,
+    trust_pickle: bool = False,
+    use_cache: bool = True,
+    console: Console | None = None,
+) -> Built:
+    """Build a bundle from a trained network and measure it: the fastest engine within the allowed loss of accuracy.
+
+    `model`: state dict, TorchScript, .pt2, .onnx, or a pickled module with `trust_pickle`. `spec`: by default the
+    TOML file beside it. `data`, `split`: frames to calibrate on, needed for "int8". `eval_split`: frames for the
+    verdict, by default "val" if there is one, else what `split` has left. `max_miou_drop`: points of 100 (without
+    labels, of agreement with FP32). `quick`: fewer frames and rounds, for a first look.
+
+    Raises ModelError, SpecError, DatasetError, ParityFailed (the graph does not compute what the network computes),
+    AccuracyFailed (no engine is accurate enough), MissingOnMachine (a package is not installed).
+    """
+    console = console or Console()
+    effort = replace(QUICK if quick else Effort(), **({} if samples is None else {"samples": samples}))
+    chosen_recipe = recipe_named(recipe)
+    read_spec = spec_for(model, spec)
+    dataset = load_dataset(data) if data is not None else None
+    if dataset is None and precision == "int8":
+        raise BadInput(
+            "INT8 needs real frames to calibrate on: say --data DATASET.toml (or a folder of images). "
+            "Random data would give scales that look right and masks that are wrong."
+        )
+    names = class_names(read_spec, dataset)
+    read_spec = replace(read_spec, output=replace(read_spec.output, classes=names))
+
+    calibration, verdict = frames_for(dataset, split, eval_split, effort, read_spec)
+    look = look_at(calibration, read_spec, effort.look)
+    fp32, intake_row = ingest(
+        Path(model),
+        read_spec,
+        look,
+        trust_pickle=trust_pickle,
+        dynamic=dynamic,
+        opset=opset,
+        quick=quick,
+        use_cache=use_cache,
+        console=console,
+    )
+    table, biases = None, None
+    if precision == "int8" and calibration is not None:
+        table = calibrated(fp32, calibration, chosen_recipe, use_cache, console)
+        biases = corrected(fp32, look, console)
+    engines, rejected, tried = engines_for(fp32, table, biases, precision, backend, look, effort, console)
+    accuracy = measured_accuracy(engines, read_spec, dataset, verdict, use_cache, console)
+    with console.step("race") as step:
+        times = race(engines, [frame[None] for frame in look], rounds=effort.rounds, limit_s=effort.limit_s)
+        latency = {name: summarize(samples) for name, samples in times.items()}
+        step.note = f"{len(engines)} engines taking turns, {latency[engines[0].name].count} frames each"
+
+    points = document.points(accuracy, names)
+    labelled = any(found.labelled for found in accuracy.values())
+    metric = "mIoU" if labelled else "agreement with FP32"
+    measured = [
+        Measured(e.name, e.backend, e.precision, statistics.median(times[e.name]) / 1e6, points.get(e.name))
+        for e in engines
+    ]
+    choice = choose(measured, precision, max_miou_drop, metric)
+    report: dict[str, Any] = {
+        "schema": "edgeseg.build/1",
+        "name": read_spec.name,
+        "classes": list(names),
+        "asked": precision,
+        "metric": metric,
+        "max_drop": max_miou_drop,
+        "quick": quick,
+        "intake": intake_row,
+        "calibration": document.calibration_row(table, calibration) if table and calibration else None,
+        "evaluation": document.evaluation_row(accuracy, verdict) if accuracy and verdict else None,
+        "engines": [document.engine_row(e, latency[e.name].to_json(), accuracy.get(e.name), names) for e in engines],
+        "settings_tried": tried,
+        "rejected": rejected,
+        "chosen": choice.name,
+        "reasons": list(choice.reasons),
+        "seconds": {name: round(seconds, 2) for name, seconds in console.seconds.items()},
+        "peak_rss_mb": peak_rss_mb(),
+        "machine": machine(),
+        "versions": versions(),
+    }
+    bundle = assemble(read_spec, engines, choice.name, look, table, fp32, report)
+    return Built(bundle, write_bundle(bundle, out) if out is not None else None, report)

@@ -1,0 +1,130 @@
+"""The third step: engines that could be handed over, each opened, tried and with its best settings."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from dataclasses import replace
+
+import numpy as np
+
+from calibration import ScaleTable
+from edgeseg import backends, quantize
+from edgeseg.backends import Engine
+from edgeseg.backends.onnxruntime import probe
+from edgeseg.build.candidates import candidates
+from edgeseg.build.isolate import try_engines
+from edgeseg.build.race import best_settings
+from edgeseg.console import Console
+from edgeseg.data import Dataset, Reading
+from edgeseg.errors import MissingOnMachine
+from edgeseg.evaluation import accuracies
+from edgeseg.measure.evaluate import Accuracy
+from edgeseg.pipeline.calibrate import Biases, dialect_for
+from edgeseg.pipeline.frames import Effort
+from edgeseg.types import MASK, Frames, Masks, ModelSpec, OnnxModel, Pixels, Precision
+
+LEAST_AGREEMENT = 0.5  # with FP32, of an engine just opened: below, it is not a loss of accuracy but a wrong answer
+
+
+def engines_for(
+    fp32: OnnxModel,
+    table: ScaleTable | None,
+    biases: Biases | None,
+    precision: Precision,
+    backend: str | None,
+    frames: Sequence[Pixels],
+    effort: Effort,
+    console: Console,
+) -> tuple[list[Engine], list[dict[str, str]], list[str]]:
+    """One engine for each backend and precision, with the settings that are fastest here; and those that are out."""
+    here = backends.installed()
+    if backend is not None and backend not in here:
+        backends.get(backend).version()  # says what is missing and how to install it
+    names = (backend,) if backend is not None else here
+    finalists: list[Engine] = []
+    rejected: list[dict[str, str]] = []
+    tried: list[str] = []
+    expected = fp32_masks(fp32, frames)
+    with console.step("candidates") as step:
+        for name in names:
+            for kind, model in _graphs(fp32, table, biases, precision, name):
+                engines = list(candidates(model, name, kind))
+                tried += [engine.name for engine in engines]
+                if backends.get(name).isolate:
+                    engines = _answering(engines, expected, np.stack(frames), rejected)
+                if engines:
+                    best = best_settings(engines, [frame[None] for frame in frames], rounds=effort.tune)
+                    finalists.append(replace(best, name=f"{name}-{kind}"))
+        step.note = f"{len(tried)} settings of {len(finalists)} engines timed on {', '.join(names)}"
+    for row in rejected:
+        console.say(f"           out: {row['name']}: {row['why']}")
+    if not any(engine.precision == "fp32" for engine in finalists):
+        raise MissingOnMachine("no runtime here could run the FP32 graph; see: edgeseg doctor")
+    if precision == "fp16" and not any(engine.precision in ("fp16", "bf16") for engine in finalists):
+        raise MissingOnMachine(
+            f"FP16 was asked for, and none of {', '.join(names)} computes in half precision on this processor. "
+            "Build with --fp32 or --int8, or on a machine that does (edgeseg doctor says what this one can)."
+        )
+    return finalists, rejected, tried
+
+
+def _graphs(
+    fp32: OnnxModel, table: ScaleTable | None, biases: Biases | None, precision: Precision, backend: str
+) -> Iterator[tuple[Precision, OnnxModel]]:
+    """The graphs that a backend is to be measured with. FP32 is always among them: it is the yardstick."""
+    yield "fp32", fp32
+    if precision == "fp32":
+        return
+    for half in backends.get(backend).halves():
+        yield half, fp32  # the runtime computes the FP32 graph in half precision
+    if table is not None:
+        dialect = dialect_for(backend)
+        yield "int8", quantize.quantize(fp32, table, dialect, bias=(biases or {}).get(dialect.weight_bits))
+
+
+def fp32_masks(fp32: OnnxModel, frames: Sequence[Pixels]) -> Masks:
+    masks = [values[MASK][0] for values in probe(fp32.graph, [MASK], (frame[None] for frame in frames))]
+    return np.stack(masks)
+
+
+def _answering(engines: list[Engine], expected: Masks, frames: Frames, rejected: list[dict[str, str]]) -> list[Engine]:
+    """The engines that open, run and answer sensibly in a child process."""
+    good = []
+    for engine, answer in zip(engines, try_engines(engines, frames), strict=True):
+        if isinstance(answer, str):
+            rejected.append({"name": engine.name, "why": answer})
+            continue
+        equal = float(np.mean(answer == expected))
+        if equal < LEAST_AGREEMENT:
+            why = f"wrong answers: only {100 * equal:.1f} % of its labels are those of the FP32 graph"
+            rejected.append({"name": engine.name, "why": why})
+            continue
+        good.append(engine)
+    return good
+
+
+def measured_accuracy(
+    engines: Sequence[Engine],
+    spec: ModelSpec,
+    dataset: Dataset | None,
+    reading: Reading | None,
+    use_cache: bool,
+    console: Console,
+) -> dict[str, Accuracy]:
+    if dataset is None or reading is None or not len(reading):
+        return {}
+    with console.step("evaluate") as step:
+        found = accuracies(
+            engines,
+            spec,
+            reading,
+            classes=max(len(spec.output.classes), 2),
+            ignore_index=dataset.ignore_index,
+            console=console,
+            use_cache=use_cache,
+        )
+        first = found[engines[0].name]
+        step.note = f"{first.frames} frames of '{reading.split.name}', {first.labelled} of them labelled"
+    for skipped in reading.skipped:
+        console.say(f"           skipped {skipped.name}: {skipped.reason}")
+    return found

@@ -1,0 +1,62 @@
+"""Which frames a build works with: to calibrate on, to judge by, and a few to look at."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from dataclasses import dataclass
+
+import numpy as np
+
+from edgeseg.data import Dataset, Reading, fit, pick, read
+from edgeseg.data.street import render
+from edgeseg.types import ModelSpec, Pixels
+
+
+@dataclass(frozen=True, slots=True)
+class Effort:
+    """How much is measured. Enough for a verdict that holds, or a quick look."""
+
+    samples: int = 64  # frames to calibrate on
+    look: int = 8  # frames to compare with torch, to correct biases on, and to time with
+    evaluate: int = 500  # labelled frames for the verdict, at most
+    tune: int = 12  # rounds in which settings of one engine are timed
+    rounds: int = 80  # rounds of the deciding race: enough for a p90
+    limit_s: float = 30.0  # and its longest duration, for slow networks
+
+
+QUICK = Effort(samples=16, look=4, evaluate=24, tune=3, rounds=20, limit_s=5.0)
+
+
+def frames_for(
+    dataset: Dataset | None, split: str, eval_split: str | None, effort: Effort, spec: ModelSpec
+) -> tuple[Reading | None, Reading | None]:
+    """The frames to calibrate on and those for the verdict. They never overlap."""
+    if dataset is None:
+        return None, None
+    if split == "train" and len(dataset.splits) == 1:
+        (split,) = dataset.splits  # a plain folder of images has one split, of another name
+    chosen = dataset.split(split)
+    indices = pick(len(chosen), effort.samples)
+    calibration = read(chosen, indices, color=spec.input.frame, labels=False)
+    if eval_split is None and "val" in dataset.splits and split != "val":
+        eval_split = "val"
+    if eval_split is None or eval_split == split:
+        used = set(indices)
+        left = [index for index in range(len(chosen)) if index not in used]
+        return calibration, read(chosen, [left[i] for i in pick(len(left), effort.evaluate)], color=spec.input.frame)
+    others = dataset.split(eval_split)
+    return calibration, read(others, pick(len(others), effort.evaluate), color=spec.input.frame)
+
+
+def prepared(reading: Reading, spec: ModelSpec) -> Iterator[Pixels]:
+    for sample in reading:
+        yield fit(sample.pixels, spec.input.size, spec.input.resize)
+
+
+def look_at(reading: Reading | None, spec: ModelSpec, count: int) -> list[Pixels]:
+    """A few frames spread over the set, to compare and to time with; rendered ones where no frames were given."""
+    if reading is None:
+        frames = (render(spec.input.size, seed, 0)[0] for seed in range(count))
+        return [np.ascontiguousarray(frame[..., ::-1]) if spec.input.frame == "rgb" else frame for frame in frames]
+    some = [reading.indices[index] for index in pick(len(reading.indices), count)]
+    return list(prepared(read(reading.split, some, color=reading.color, labels=False), spec))

@@ -1,0 +1,1 @@
+"""What tools/bench runs: edgeseg against other quantizers, the memory of calibration, and single hot steps."""

@@ -1,0 +1,182 @@
+"""The recipes that are compared: each turns one FP32 graph and calibration frames into files. Runs in a child process.
+
+    python -m benchmarks.recipes FOLDER      FOLDER/job.json in, FOLDER/result.json and the recipe's files out
+
+A recipe writes graph.onnx, or graph.xml with graph.bin (and host.xml, host.bin: the same cut at the scores). Ours
+writes a bundle. Packages are imported inside the recipes, so that memory is that of the recipe's own packages.
+"""
+
+from __future__ import annotations
+
+import importlib
+import json
+import sys
+import time
+from collections.abc import Callable, Iterator
+from dataclasses import asdict, dataclass, field
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from edgeseg.measure.machine import peak_rss_mb
+from edgeseg.types import FRAME, LOGITS, Frames
+
+BUNDLE = "out.edgeseg"
+
+
+@dataclass(frozen=True, slots=True)
+class Job:
+    """What a child is told. Paths are absolute; of peers only `graph` and `frames` are used."""
+
+    recipe: str
+    folder: str
+    graph: str = ""  # the FP32 graph: frame in, mask out
+    frames: str = ""  # .npy of uint8 (N, H, W, 3), of the network's size and colour order
+    count: int = 0  # how many of them
+    limit_gb: float | None = None  # of address space
+    build: dict[str, Any] = field(default_factory=dict)  # for ours: the arguments of edgeseg.pipeline.build
+
+
+@dataclass(frozen=True, slots=True)
+class Recipe:
+    """One way to INT8. `needs`: the packages without which it is left out."""
+
+    title: str
+    backend: str
+    needs: tuple[str, ...]
+    run: Callable[[Job], dict[str, Any]]
+    ours: bool = False
+
+
+def _batches(job: Job) -> Iterator[Frames]:
+    """One frame after the other as a batch; mapped, so that the file does not count as the recipe's memory."""
+    stored = np.load(job.frames, mmap_mode="r")
+    for index in range(job.count):
+        yield np.array(stored[index : index + 1])
+
+
+def _edgeseg(job: Job) -> dict[str, Any]:
+    """The whole build for one backend. `other_s`: seconds of the steps that no peer does (measuring, choosing)."""
+    from calibration import from_json
+    from edgeseg import backends, pipeline, quantize
+    from edgeseg.build.candidates import dialect_of
+    from edgeseg.console import Console
+    from edgeseg.measure.machine import machine
+    from edgeseg.types import OnnxModel
+
+    console, start = Console(), time.perf_counter()
+    out = Path(job.folder) / BUNDLE
+    built = pipeline.build(**job.build, out=out, console=console)
+    whole = time.perf_counter() - start
+    other = sum(console.seconds.get(step, 0.0) for step in ("export", "candidates", "evaluate", "race"))
+    backend, files = job.build["backend"], built.bundle.files
+    if job.build["precision"] == "int8":
+        # `candidates` writes the INT8 graph and times settings; the writing is done once more, to count it alone.
+        dialect = quantize.DIALECTS[dialect_of(backend, frozenset(machine()["isa"]))]
+        model = OnnxModel(files["fp32.onnx"], built.bundle.spec)
+        int8 = quantize.quantize(model, from_json(files["scales.json"].decode()), dialect)
+        backends.get(backend).convert(int8.graph)
+    return {"build_s": whole, "other_s": other, "chosen": built.bundle.chosen}
+
+
+def _edgeseg_calibrate(job: Job) -> dict[str, Any]:
+    """Calibration alone, over the tensors that any dialect quantizes."""
+    from calibration import calibrate, load_recipe, to_json
+    from edgeseg import quantize
+    from edgeseg.backends.onnxruntime import probe
+
+    graph = Path(job.graph).read_bytes()
+    view = quantize.Graph(graph)
+    tensors = sorted(set().union(*(quantize.place(view, d).observed for d in quantize.DIALECTS.values())))
+    table = calibrate(probe(graph, tensors, _batches(job)), load_recipe("mse"), model="graph", data="frames")
+    (Path(job.folder) / "scales.json").write_text(to_json(table), encoding="utf-8")
+    return {"frames": table.frames}
+
+
+def _ort(method: str, **options: Any) -> Callable[[Job], dict[str, Any]]:
+    """quantize_static as its documentation advises for x86 with VNNI: pre-processed, U8S8, per channel."""
+
+    def run(job: Job) -> dict[str, Any]:
+        quantization = importlib.import_module("onnxruntime.quantization")
+        shapes = importlib.import_module("onnxruntime.quantization.shape_inference")
+        batches = _batches(job)
+
+        class Reader(quantization.CalibrationDataReader):  # type: ignore[misc, name-defined]
+            def get_next(self) -> dict[str, Frames] | None:
+                frame = next(batches, None)
+                return None if frame is None else {FRAME: frame}
+
+        prepared = str(Path(job.folder) / "prepared.onnx")
+        shapes.quant_pre_process(job.graph, prepared)
+        quantization.quantize_static(
+            prepared,
+            str(Path(job.folder) / "graph.onnx"),
+            Reader(),
+            quant_format=quantization.QuantFormat.QDQ,
+            per_channel=True,
+            activation_type=quantization.QuantType.QUInt8,
+            weight_type=quantization.QuantType.QInt8,
+            calibrate_method=getattr(quantization.CalibrationMethod, method),
+            **options,
+        )
+        return {}
+
+    return run
+
+
+def _nncf_onnx(job: Job) -> dict[str, Any]:
+    nncf, onnx = importlib.import_module("nncf"), importlib.import_module("onnx")
+    dataset = nncf.Dataset(list(_batches(job)), lambda frame: {FRAME: frame})
+    int8 = nncf.quantize(onnx.load(job.graph), dataset, subset_size=job.count)
+    onnx.save(int8, str(Path(job.folder) / "graph.onnx"))
+    return {}
+
+
+def _nncf_openvino(preset: str) -> Callable[[Job], dict[str, Any]]:
+    def run(job: Job) -> dict[str, Any]:
+        nncf, openvino = importlib.import_module("nncf"), importlib.import_module("openvino")
+        dataset = nncf.Dataset(list(_batches(job)), lambda frame: {FRAME: frame})
+        model = openvino.Core().read_model(job.graph)
+        int8 = nncf.quantize(model, dataset, subset_size=job.count, preset=nncf.QuantizationPreset(preset))
+        folder = Path(job.folder)
+        openvino.save_model(int8, folder / "graph.xml", compress_to_fp16=False)
+        scores = [out for op in int8.get_ops() for out in op.outputs() if LOGITS in out.get_names()]
+        if scores and LOGITS not in int8.output(0).get_names():
+            cut = openvino.Model([scores[0]], int8.get_parameters(), "cut")
+            openvino.save_model(cut, folder / "host.xml", compress_to_fp16=False)
+        return {}
+
+    return run
+
+
+_ONNX, _OV = "onnxruntime", "openvino"
+RECIPES: dict[str, Recipe] = {
+    "edgeseg-onnxruntime": Recipe("edgeseg", _ONNX, ("onnxruntime",), _edgeseg, ours=True),
+    "edgeseg-openvino": Recipe("edgeseg", _OV, ("openvino",), _edgeseg, ours=True),
+    "ort-minmax": Recipe("quantize_static, min-max", _ONNX, ("onnxruntime",), _ort("MinMax")),
+    "ort-entropy": Recipe("quantize_static, entropy", _ONNX, ("onnxruntime",), _ort("Entropy")),
+    "ort-percentile": Recipe("quantize_static, percentile", _ONNX, ("onnxruntime",), _ort("Percentile")),
+    "ort-conv": Recipe(
+        "quantize_static, min-max, Conv only", _ONNX, ("onnxruntime",), _ort("MinMax", op_types_to_quantize=["Conv"])
+    ),
+    "nncf-onnx": Recipe("NNCF, ONNX", _ONNX, ("nncf",), _nncf_onnx),
+    "nncf-openvino": Recipe("NNCF, performance", _OV, ("nncf", "openvino"), _nncf_openvino("performance")),
+    "nncf-openvino-mixed": Recipe("NNCF, mixed", _OV, ("nncf", "openvino"), _nncf_openvino("mixed")),
+}
+CALIBRATION = Recipe("edgeseg", _ONNX, ("onnxruntime",), _edgeseg_calibrate, ours=True)
+
+
+def main(folder: Path) -> None:
+    job = Job(**json.loads((folder / "job.json").read_text(encoding="utf-8")))
+    if job.limit_gb is not None:
+        resource = importlib.import_module("resource")
+        resource.setrlimit(resource.RLIMIT_AS, (int(job.limit_gb * 1e9),) * 2)
+    recipe = CALIBRATION if job.recipe == "edgeseg-calibrate" else RECIPES[job.recipe]
+    said = recipe.run(job)
+    done = {"job": asdict(job), "peak_rss_mb": peak_rss_mb(), **said}
+    (folder / "result.json").write_text(json.dumps(done), encoding="utf-8")
+
+
+if __name__ == "__main__":
+    main(Path(sys.argv[1]))
