@@ -163,13 +163,15 @@ def profile(model: Path, json_path: Path | None, **options: Any) -> None:
 @main.command()
 @click.argument("documents", type=FILE, nargs=-1, required=True)
 @click.option("-o", "--out", type=OUT, default=Path("report.html"), show_default=True)
+@click.option("--picture", type=OUT, help="Also write the bundles' reference frames and masks as one PNG.")
 @_said
-def report(documents: tuple[Path, ...], out: Path) -> None:
+def report(documents: tuple[Path, ...], out: Path, picture: Path | None) -> None:
     """One page from the JSON of build, eval and bench, or from bundles."""
-    from edgeseg.report.html import write_report
+    from edgeseg.report.html import write_picture, write_report
 
-    write_report(documents, out)
-    click.echo(f"report: {out}")
+    if picture is not None:
+        click.echo(f"picture: {write_picture(documents, picture)}")
+    click.echo(f"report:  {write_report(documents, out)}")
 
 
 @main.command()

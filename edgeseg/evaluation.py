@@ -11,7 +11,7 @@ from typing import Any
 
 import numpy as np
 
-from edgeseg import cache
+from edgeseg import __version__, cache
 from edgeseg.backends import Engine, Session, get, open_engine
 from edgeseg.bundle import read_bundle
 from edgeseg.console import Console
@@ -53,7 +53,7 @@ def accuracies(
     An engine that was evaluated before, with the same runtime on the same frames, is not run again.
     """
     data = reading.split.digest(reading.indices, labels=True)
-    common = (data, classes, ignore_index, repr(spec.input), machine()["cpu"], _identity(engines[0]))
+    common = (__version__, data, classes, ignore_index, repr(spec.input), machine()["cpu"], _identity(engines[0]))
     keys = {engine.name: cache.key("accuracy", _identity(engine), *common) for engine in engines}
     found: dict[str, Accuracy] = {}
     for engine in engines:

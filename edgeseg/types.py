@@ -6,6 +6,7 @@ Arrays: a frame is uint8 (H, W, 3) in the order that the spec names, a mask is u
 from __future__ import annotations
 
 import hashlib
+import math
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any, Literal
@@ -54,6 +55,12 @@ class OutputSpec:
     activation: Literal["logits", "probabilities"] = "logits"  # matters for one channel only
     threshold: float = 0.5  # one channel: probability from which a pixel is class 1
     align_corners: bool = False  # scores smaller than the frame are upsampled bilinearly in this way
+
+    @property
+    def score_threshold(self) -> float:
+        """One channel: the score from which a pixel is class 1, of a probability itself or of its logit."""
+        p = self.threshold
+        return p if self.activation == "probabilities" else math.log(p / (1.0 - p))
 
 
 @dataclass(frozen=True, slots=True)

@@ -111,7 +111,8 @@ def probe(graph: bytes, tensors: Sequence[str], frames: Iterable[Frames]) -> Ite
     model.graph.output.extend(onnx.ValueInfoProto(name=tensor) for tensor in inside)
     session = inference_session(model.SerializeToString())
     for batch in frames:
-        values = dict(zip(inside, session.run(inside, {FRAME: np.ascontiguousarray(batch)}), strict=True))
+        seen = session.run(inside, {FRAME: np.ascontiguousarray(batch)}) if inside else ()
+        values = dict(zip(inside, seen, strict=True))
         if FRAME in tensors:
             values[FRAME] = batch
         yield values

@@ -2,12 +2,11 @@
 
 from __future__ import annotations
 
-import math
 import platform
 
 from edgeseg.backends import Engine, get
 from edgeseg.backends.base import Settings
-from edgeseg.types import LOGITS, ModelSpec, OnnxModel, Precision
+from edgeseg.types import LOGITS, OnnxModel, Precision
 
 
 def dialect_of(backend: str, isa: frozenset[str], machine: str | None = None) -> str:
@@ -21,22 +20,25 @@ def dialect_of(backend: str, isa: frozenset[str], machine: str | None = None) ->
 
 
 def candidates(model: OnnxModel, backend: str, precision: Precision) -> tuple[Engine, ...]:
-    """Engines that compute the same thing and differ in how: the graph whole or cut at the scores, and settings.
+    """Engines that compute the same thing and differ in how: settings, and the graph whole or cut at the scores.
 
-    `model` is already written in the dialect of the backend.
+    The likely winners come first. `model` is already written in the dialect of the backend.
     """
     runtime = get(backend)
     engines = []
     graphs = {"graph": model.graph}
     if (cut := cut_decision(model.graph)) is not None:
         graphs["host"] = cut
-    for decision, graph in graphs.items():
-        files = runtime.convert(graph)
-        for settings in runtime.settings(precision):
-            told: Settings = {**settings, "decision": decision, "threshold": threshold_of_scores(model.spec)}
+    # A network with two classes may have one channel; with more it cannot.
+    binary = len(model.spec.output.classes) <= 2
+    one_channel = {"threshold": model.spec.output.score_threshold} if binary else {}
+    files = {decision: runtime.convert(graph) for decision, graph in graphs.items()}
+    for settings in runtime.settings(precision):
+        for decision, parts in files.items():
+            told: Settings = {**settings, "decision": decision, **one_channel}
             label = ",".join(str(value) for value in (*settings.values(), decision))
             engines.append(
-                Engine(f"{backend}-{precision}[{label}]", backend, precision, next(iter(files)), files, told)
+                Engine(f"{backend}-{precision}[{label}]", backend, precision, next(iter(parts)), parts, told)
             )
     return tuple(engines)
 
@@ -64,12 +66,6 @@ def cut_decision(graph: bytes) -> bytes | None:
     del model.graph.node[:], model.graph.initializer[:], model.graph.output[:], model.graph.value_info[:]
     model.graph.node.extend(copies)
     model.graph.initializer.extend(copied_weights)
-    model.graph.output.append(onnx.helper.make_tensor_value_info(LOGITS, onnx.TensorProto.FLOAT, None))
+    model.graph.output.append(onnx.helper.make_tensor_value_info(LOGITS, onnx.TensorProto.FLOAT, [*"nchw"]))
     serialized: bytes = model.SerializeToString()
     return serialized
-
-
-def threshold_of_scores(spec: ModelSpec) -> float:
-    """The score from which a pixel of a one-channel network is class 1."""
-    p = spec.output.threshold
-    return p if spec.output.activation == "probabilities" else math.log(p / (1 - p))

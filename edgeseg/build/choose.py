@@ -54,15 +54,21 @@ def choose(measured: Sequence[Measured], asked: Precision, max_drop: float, what
         )
     best = min(qualified, key=lambda m: m.p50_ms)
     baseline = min((m.p50_ms for m in floats), default=None)
+    if reference is None and best.precision != "fp32":
+        reasons.append("What it costs in accuracy is unknown: there were no frames to evaluate on.")
     if baseline is not None and best.precision != "fp32":
         reasons.append(f"{best.name} is {baseline / best.p50_ms:.2f} times as fast as the fastest FP32 engine.")
-    if best.precision != asked and not (asked == "fp16" and best.precision == "bf16"):
+    if not _meets(best, asked):
         reasons.append(_why_not(measured, qualified, asked, best))
     return Choice(best.name, tuple(reasons))
 
 
+def _meets(m: Measured, asked: Precision) -> bool:
+    return m.precision == asked or (asked == "fp16" and m.precision == "bf16")  # half precision of either kind
+
+
 def _why_not(measured: Sequence[Measured], qualified: Sequence[Measured], asked: Precision, best: Measured) -> str:
-    wanted = [m for m in measured if m.precision == asked]
+    wanted = [m for m in measured if _meets(m, asked)]
     if not wanted:
         return f"No {asked.upper()} engine could be made here, so the choice is {best.name}."
     in_time = [m for m in wanted if m in qualified]

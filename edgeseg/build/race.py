@@ -7,8 +7,10 @@ from collections.abc import Sequence
 from contextlib import ExitStack
 
 from edgeseg.backends import Engine, open_engine
-from edgeseg.measure.latency import InTurn, interleave
+from edgeseg.measure.latency import InTurn, interleave, samples_needed
 from edgeseg.types import Frames
+
+LEAST = samples_needed(0.5)
 
 
 def race(
@@ -19,13 +21,19 @@ def race(
     warmup: int = 3,
     limit_s: float | None = None,
 ) -> dict[str, list[int]]:
-    """Latencies in nanoseconds by engine name: `rounds` of each, or fewer when `limit_s` seconds pass first.
+    """Latencies in nanoseconds by engine name: `rounds` of each, or fewer, but enough for a median, after `limit_s`.
 
     `frames`: batches uint8 (N, H, W, 3) of real frames, in turn; all engines see the same ones in the same order.
     """
     with ExitStack() as stack:
         runs = {engine.name: InTurn(stack.enter_context(open_engine(engine)).run, frames) for engine in engines}
-        return interleave(runs, rounds=rounds, warmup=warmup, limit_s=limit_s)
+        first = interleave(runs, rounds=min(rounds, LEAST), warmup=warmup)
+        spent = sum(map(sum, first.values())) / 1e9
+        if rounds <= LEAST or (limit_s is not None and spent >= limit_s):
+            return first
+        left = None if limit_s is None else limit_s - spent
+        rest = interleave(runs, rounds=rounds - LEAST, warmup=0, limit_s=left, seed=1)
+        return {name: first[name] + rest[name] for name in first}
 
 
 def best_settings(engines: Sequence[Engine], frames: Sequence[Frames], *, rounds: int) -> Engine:

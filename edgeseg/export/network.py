@@ -123,7 +123,8 @@ def _check_run(model: Torch, spec: ModelSpec, sample: Any, notes: list[str]) -> 
 
 
 def _refused(model: Torch, size: Size, error: Exception) -> str:
-    said = (str(error).strip().splitlines() or [type(error).__name__])[0]
+    lines = str(error).strip().splitlines() or [type(error).__name__]
+    said = (lines[-1] if "TorchScript interpreter" in lines[0] else lines[0]).rstrip(".")
     message = f"the network does not take an input of {size[0]}x{size[1]} (height x width): {said}."
     if model.exported is not None:
         wanted = [
@@ -132,7 +133,8 @@ def _refused(model: Torch, size: Size, error: Exception) -> str:
             if node.op == "placeholder" and node.name in model.exported.graph_signature.user_inputs
         ]
         return f"{message} It was exported for {' x '.join(map(str, wanted[0]))}: set input.size, or export it again"
-    return f"{message} {advice(size, _accepts(model))}. Set input.size in the spec"
+    with quiet():
+        return f"{message} {advice(size, _accepts(model))}. Set input.size in the spec"
 
 
 def _accepts(model: Torch) -> Callable[[Size], bool]:
@@ -284,12 +286,13 @@ def _flat_output(model: Torch, spec: ModelSpec, sample: Any, proto: onnx.ModelPr
 @contextlib.contextmanager
 def quiet() -> Iterator[None]:
     """Exporters warn about packages that are not installed and about their own deprecated parts."""
-    loggers = [logging.getLogger(name) for name in ("torch.onnx", "torch.export", "torch._export", "onnxscript")]
+    names = ("torch.onnx", "torch.export", "torch._export", "torch._subclasses.fake_tensor", "onnxscript")
+    loggers = [logging.getLogger(name) for name in names]
     levels = [logger.level for logger in loggers]
     with warnings.catch_warnings(), contextlib.redirect_stdout(io.StringIO()):
         warnings.simplefilter("ignore")
         for logger in loggers:
-            logger.setLevel(logging.ERROR)
+            logger.setLevel(logging.CRITICAL)  # what fails is raised as well
         try:
             yield
         finally:

@@ -8,11 +8,10 @@ times never do.
 
 from __future__ import annotations
 
-import statistics
 from collections.abc import Mapping
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Any
+from typing import Any, get_args
 
 from edgeseg.build import document
 from edgeseg.build.choose import Measured, choose
@@ -74,6 +73,8 @@ def build(
     Raises ModelError, SpecError, DatasetError, ParityFailed (the graph does not compute what the network computes),
     AccuracyFailed (no engine is accurate enough), MissingOnMachine (a package is not installed).
     """
+    if precision not in get_args(Precision):
+        raise BadInput(f"there is no precision '{precision}'; there are: {', '.join(get_args(Precision))}")
     console = console or Console()
     effort = replace(QUICK if quick else Effort(), **({} if samples is None else {"samples": samples}))
     chosen_recipe = recipe_named(recipe)
@@ -115,7 +116,7 @@ def build(
     labelled = any(found.labelled for found in accuracy.values())
     metric = "mIoU" if labelled else "agreement with FP32"
     measured = [
-        Measured(e.name, e.backend, e.precision, statistics.median(times[e.name]) / 1e6, points.get(e.name))
+        Measured(e.name, e.backend, e.precision, latency[e.name].p50 or latency[e.name].mean, points.get(e.name))
         for e in engines
     ]
     choice = choose(measured, precision, max_miou_drop, metric)
@@ -123,6 +124,7 @@ def build(
         "schema": "edgeseg.build/1",
         "name": read_spec.name,
         "classes": list(names),
+        "palette": [list(colour) for colour in dataset.palette] if dataset else None,
         "asked": precision,
         "metric": metric,
         "max_drop": max_miou_drop,

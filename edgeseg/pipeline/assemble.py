@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 from collections.abc import Mapping, Sequence
 from datetime import datetime, timezone
 from typing import Any
@@ -17,6 +18,7 @@ from edgeseg.selfcheck import place_now
 from edgeseg.types import Masks, ModelSpec, OnnxModel, Pixels
 
 REFERENCES = 4
+FP32 = "fp32.onnx"
 
 
 def assemble(
@@ -28,9 +30,16 @@ def assemble(
     fp32: OnnxModel,
     report: Mapping[str, Any],
 ) -> Bundle:
-    """Everything the device needs: all measured engines, the scales, the FP32 graph, frames with expected masks."""
-    files = {f"{engine.name}/{file}": data for engine in engines for file, data in engine.files.items()}
-    files["fp32.onnx"] = fp32.graph
+    """Everything the device needs: all measured engines, the scales, the FP32 graph, frames with expected masks.
+
+    Engines that open the same bytes with other settings share one file.
+    """
+    files = {FP32: fp32.graph}
+    stored = {_content(fp32.graph): FP32}
+    for engine in engines:
+        for file, data in engine.files.items():
+            name = stored.setdefault(_content(data), f"{engine.name}/{file}")
+            files[name] = data
     if table is not None:
         files["scales.json"] = to_json(table).encode()
     shown = list(frames[:REFERENCES])
@@ -48,7 +57,7 @@ def assemble(
             engine.name,
             engine.backend,
             engine.precision,
-            (f"{engine.name}/{engine.graph}", *(f"{engine.name}/{f}" for f in engine.files if f != engine.graph)),
+            tuple(stored[_content(engine.files[file])] for file in _graph_first(engine)),
             dict(engine.settings),
         )
         for engine in engines
@@ -61,3 +70,11 @@ def assemble(
         "versions": report["versions"],
     }
     return Bundle(spec, variants, chosen, files, references, report, created)
+
+
+def _content(data: bytes) -> bytes:
+    return hashlib.sha256(data).digest()
+
+
+def _graph_first(engine: Engine) -> list[str]:
+    return sorted(engine.files, key=lambda file: file != engine.graph)

@@ -8,7 +8,17 @@ from pathlib import Path
 import numpy as np
 from numpy.typing import NDArray
 
-from calibration import CalibrationError, Recipe, ScaleTable, calibrate, check, from_json, load_recipe, to_json
+from calibration import (
+    SCHEMA,
+    CalibrationError,
+    Recipe,
+    ScaleTable,
+    calibrate,
+    check,
+    from_json,
+    load_recipe,
+    to_json,
+)
 from edgeseg import backends, cache, quantize
 from edgeseg.backends.onnxruntime import probe
 from edgeseg.build.candidates import dialect_of
@@ -32,7 +42,7 @@ def recipe_named(name: str | Path) -> Recipe:
 def calibrated(model: OnnxModel, reading: Reading, recipe: Recipe, use_cache: bool, console: Console) -> ScaleTable:
     """What was seen of every tensor that any dialect quantizes; one frame after the other."""
     data = cache.key(reading.split.digest(reading.indices), repr(model.spec.input))
-    key = cache.key("scales", model.digest, data, recipe.digest)
+    key = cache.key("scales", SCHEMA, model.digest, data, recipe.digest)
     with console.step("calibrate") as step:
         if use_cache and (stored := cache.load("scales", key)) is not None:
             table = from_json(stored.decode())

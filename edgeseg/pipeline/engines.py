@@ -16,7 +16,7 @@ from edgeseg.build.isolate import try_engines
 from edgeseg.build.race import best_settings
 from edgeseg.console import Console
 from edgeseg.data import Dataset, Reading
-from edgeseg.errors import MissingOnMachine
+from edgeseg.errors import MissingOnMachine, ModelError
 from edgeseg.evaluation import accuracies
 from edgeseg.measure.evaluate import Accuracy
 from edgeseg.pipeline.calibrate import Biases, dialect_for
@@ -41,20 +41,24 @@ def engines_for(
     if backend is not None and backend not in here:
         backends.get(backend).version()  # says what is missing and how to install it
     names = (backend,) if backend is not None else here
-    finalists: list[Engine] = []
-    rejected: list[dict[str, str]] = []
-    tried: list[str] = []
-    expected = fp32_masks(fp32, frames)
     with console.step("candidates") as step:
+        groups: dict[tuple[str, Precision], tuple[Engine, ...]] = {}
+        failed: dict[str, str] = {}
         for name in names:
             for kind, model in _graphs(fp32, table, biases, precision, name):
-                engines = list(candidates(model, name, kind))
-                tried += [engine.name for engine in engines]
-                if backends.get(name).isolate:
-                    engines = _answering(engines, expected, np.stack(frames), rejected)
-                if engines:
-                    best = best_settings(engines, [frame[None] for frame in frames], rounds=effort.tune)
-                    finalists.append(replace(best, name=f"{name}-{kind}"))
+                try:
+                    groups[name, kind] = candidates(model, name, kind)[: effort.settings]
+                except ModelError as error:  # another runtime may know the operators that this one does not
+                    failed[f"{name}-{kind}"] = str(error)
+        tried = [engine.name for engines in groups.values() for engine in engines]
+        isolated = [e for engines in groups.values() for e in engines if backends.get(e.backend).isolate]
+        failed |= _failing(isolated, fp32_masks(fp32, frames), np.stack(frames))
+        rejected = [{"name": name, "why": why} for name, why in failed.items()]
+        finalists: list[Engine] = []
+        for (name, kind), engines in groups.items():
+            if good := [engine for engine in engines if engine.name not in failed]:
+                best = best_settings(good, [frame[None] for frame in frames], rounds=effort.tune)
+                finalists.append(replace(best, name=f"{name}-{kind}"))
         step.note = f"{len(tried)} settings of {len(finalists)} engines timed on {', '.join(names)}"
     for row in rejected:
         console.say(f"           out: {row['name']}: {row['why']}")
@@ -87,20 +91,15 @@ def fp32_masks(fp32: OnnxModel, frames: Sequence[Pixels]) -> Masks:
     return np.stack(masks)
 
 
-def _answering(engines: list[Engine], expected: Masks, frames: Frames, rejected: list[dict[str, str]]) -> list[Engine]:
-    """The engines that open, run and answer sensibly in a child process."""
-    good = []
+def _failing(engines: Sequence[Engine], expected: Masks, frames: Frames) -> dict[str, str]:
+    """The engines that crash, refuse or answer nonsense in a child process, and what happened."""
+    failed: dict[str, str] = {}
     for engine, answer in zip(engines, try_engines(engines, frames), strict=True):
         if isinstance(answer, str):
-            rejected.append({"name": engine.name, "why": answer})
-            continue
-        equal = float(np.mean(answer == expected))
-        if equal < LEAST_AGREEMENT:
-            why = f"wrong answers: only {100 * equal:.1f} % of its labels are those of the FP32 graph"
-            rejected.append({"name": engine.name, "why": why})
-            continue
-        good.append(engine)
-    return good
+            failed[engine.name] = answer
+        elif (equal := float(np.mean(answer == expected))) < LEAST_AGREEMENT:
+            failed[engine.name] = f"wrong answers: {100 * equal:.1f} % of its labels are those of the FP32 graph"
+    return failed
 
 
 def measured_accuracy(

@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
+from contextlib import suppress
 from dataclasses import dataclass
 
 import numpy as np
 
 from edgeseg.data import Dataset, Reading, fit, pick, read
 from edgeseg.data.street import render
+from edgeseg.errors import DatasetError
 from edgeseg.types import ModelSpec, Pixels
 
 
@@ -19,12 +21,13 @@ class Effort:
     samples: int = 64  # frames to calibrate on
     look: int = 8  # frames to compare with torch, to correct biases on, and to time with
     evaluate: int = 500  # labelled frames for the verdict, at most
+    settings: int | None = None  # settings of one engine to time, at most
     tune: int = 12  # rounds in which settings of one engine are timed
     rounds: int = 80  # rounds of the deciding race: enough for a p90
     limit_s: float = 30.0  # and its longest duration, for slow networks
 
 
-QUICK = Effort(samples=16, look=4, evaluate=24, tune=3, rounds=20, limit_s=5.0)
+QUICK = Effort(samples=16, look=4, evaluate=24, settings=2, tune=3, rounds=24, limit_s=5.0)
 
 
 def frames_for(
@@ -36,14 +39,16 @@ def frames_for(
     if split == "train" and len(dataset.splits) == 1:
         (split,) = dataset.splits  # a plain folder of images has one split, of another name
     chosen = dataset.split(split)
-    indices = pick(len(chosen), effort.samples)
-    calibration = read(chosen, indices, color=spec.input.frame, labels=False)
     if eval_split is None and "val" in dataset.splits and split != "val":
         eval_split = "val"
     if eval_split is None or eval_split == split:
+        samples = min(effort.samples, max(1, 3 * len(chosen) // 4))  # something must be left to judge by
+        indices = pick(len(chosen), samples)
         used = set(indices)
         left = [index for index in range(len(chosen)) if index not in used]
+        calibration = read(chosen, indices, color=spec.input.frame, labels=False)
         return calibration, read(chosen, [left[i] for i in pick(len(left), effort.evaluate)], color=spec.input.frame)
+    calibration = read(chosen, pick(len(chosen), effort.samples), color=spec.input.frame, labels=False)
     others = dataset.split(eval_split)
     return calibration, read(others, pick(len(others), effort.evaluate), color=spec.input.frame)
 
@@ -58,5 +63,13 @@ def look_at(reading: Reading | None, spec: ModelSpec, count: int) -> list[Pixels
     if reading is None:
         frames = (render(spec.input.size, seed, 0)[0] for seed in range(count))
         return [np.ascontiguousarray(frame[..., ::-1]) if spec.input.frame == "rgb" else frame for frame in frames]
-    some = [reading.indices[index] for index in pick(len(reading.indices), count)]
-    return list(prepared(read(reading.split, some, color=reading.color, labels=False), spec))
+    spread = pick(len(reading.indices), count)
+    spare = sorted(set(range(len(reading.indices))) - set(spread))
+    found: list[Pixels] = []
+    for position in (*spread, *spare):
+        if len(found) == count:
+            break
+        one = read(reading.split, [reading.indices[position]], color=reading.color, labels=False)
+        with suppress(DatasetError):  # one that cannot be read is named and counted where all of them are read
+            found += prepared(one, spec)
+    return found or list(prepared(reading, spec))

@@ -64,6 +64,9 @@ def corrected_biases(
     plain = Graph(graph)
     biases = {}
     for node in convolutions(plain):
-        own = plain.constant(node.input[2]) if len(node.input) > 2 and node.input[2] else None
+        has_bias = len(node.input) > 2 and node.input[2]
+        own = plain.constant(node.input[2]) if has_bias else None
+        if has_bias and own is None:
+            continue  # computed: there is no constant to correct
         biases[node.name] = ((0.0 if own is None else own) + total[node.name] / count).astype(np.float32)
     return biases

@@ -15,7 +15,9 @@ def rounded(
 
     `least`: no scale is smaller, one number or (K,).
     """
-    scales = np.maximum(weight_scales(weights, axis=0, bits=bits, narrow=True, method="mse"), np.float32(least))
+    scales = np.maximum(
+        weight_scales(weights, axis=0, bits=bits, narrow=True, method="mse"), np.asarray(least, np.float32)
+    )
     limit = 2 ** (bits - 1) - 1
     integers = np.clip(np.rint(weights / scales.reshape(-1, *[1] * (weights.ndim - 1))), -limit, limit)
     return integers.astype(np.int8), scales

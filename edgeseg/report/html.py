@@ -9,20 +9,17 @@ from html import escape
 from pathlib import Path
 from typing import Any
 
-import numpy as np
-
 from edgeseg.bundle import Bundle, read_bundle
-from edgeseg.data.splits import default_palette
 from edgeseg.errors import BadInput
-from edgeseg.report.picture import Palette, coloured, overlay, png, side_by_side
+from edgeseg.report.picture import comparisons, palette_of, png, stacked
 from edgeseg.report.text import DASH, number, size
 
 STYLE = Path(__file__).with_name("report.css")
 
 
-def write_report(sources: Sequence[Path], out: Path, palette: Palette | None = None) -> Path:
+def write_report(sources: Sequence[Path], out: Path) -> Path:
     """Write one HTML page about build, eval and bench documents (JSON) and bundles. Raises BadInput for others."""
-    parts = [section for source in sources for section in _source(source, palette)]
+    parts = [section for source in sources for section in _source(source)]
     title = ", ".join(source.stem for source in sources)
     page = (
         f'<!doctype html><html lang="en"><meta charset="utf-8"><title>edgeseg: {escape(title)}</title>'
@@ -35,10 +32,24 @@ def write_report(sources: Sequence[Path], out: Path, palette: Palette | None = N
     return out
 
 
-def _source(path: Path, palette: Palette | None) -> list[str]:
-    if path.is_dir() or path.suffix == ".edgeseg":
+def write_picture(sources: Sequence[Path], out: Path) -> Path:
+    """Write the reference frames of all bundles among `sources`, with their masks, as one PNG."""
+    rows = [row for source in sources if _is_bundle(source) for row in comparisons(read_bundle(source))]
+    if not rows:
+        raise BadInput("a picture is made of the reference frames of a bundle; none was given, or it has none")
+    out.parent.mkdir(parents=True, exist_ok=True)
+    out.write_bytes(png(stacked(rows)))
+    return out
+
+
+def _is_bundle(path: Path) -> bool:
+    return path.is_dir() or path.suffix == ".edgeseg"
+
+
+def _source(path: Path) -> list[str]:
+    if _is_bundle(path):
         bundle = read_bundle(path)
-        return [*_document(bundle.verdict, path), _pictures(bundle, palette)]
+        return [*_document(bundle.verdict, path), _pictures(bundle)]
     try:
         loaded = json.loads(path.read_text(encoding="utf-8"))
     except (OSError, ValueError) as error:
@@ -88,7 +99,7 @@ def _build(report: Mapping[str, Any]) -> str:
         )
     if evaluation := report["evaluation"]:
         facts.append(f"verdict on {evaluation['frames']} frames of “{escape(evaluation['split'])}”")
-    body = _table(header, rows) + f"<p>Handed over: <b>{escape(report['chosen'])}</b></p><ul>{reasons}</ul>"
+    body = _table(header, rows, "notes") + f"<p>Handed over: <b>{escape(report['chosen'])}</b></p><ul>{reasons}</ul>"
     return f"<h2>Build of {escape(report['name'])}</h2>{body}<ul>{''.join(f'<li>{f}</li>' for f in facts)}</ul>" + (
         _classes(report)
     )
@@ -98,7 +109,9 @@ def _classes(report: Mapping[str, Any]) -> str:
     engines = [engine for engine in report["engines"] if engine.get("iou")]
     if not engines:
         return ""
-    rows = [(escape(name), *(number(engine["iou"][name], 2, 100) for engine in engines)) for name in engines[0]["iou"]]
+    rows = [
+        (escape(name), *(number(engine["iou"].get(name), 2, 100) for engine in engines)) for name in report["classes"]
+    ]
     header = ("IoU %", *(escape(engine["name"]) for engine in engines))
     return f"<h3>By class</h3>{_table(header, rows)}"
 
@@ -132,41 +145,23 @@ def _machine(document: Mapping[str, Any]) -> str:
     return f"<p class='machine'>Measured on: {escape(text)}</p>"
 
 
-def _pictures(bundle: Bundle, palette: Palette | None) -> str:
+def _pictures(bundle: Bundle) -> str:
     """Each reference frame beside the FP32 mask, the chosen engine's, and where the two differ."""
-    colours = palette or default_palette(max(len(bundle.spec.output.classes), 2))
     rows = []
-    for reference in bundle.references:
-        frame = reference.frame if bundle.spec.input.frame == "bgr" else reference.frame[..., ::-1]
-        picture = comparison(np.ascontiguousarray(frame), reference.mask, reference.masks[bundle.chosen], colours)
+    for reference, picture in zip(bundle.references, comparisons(bundle), strict=True):
         data = base64.b64encode(png(picture)).decode()
         rows.append(f'<img alt="frame {escape(reference.name)} and its masks" src="data:image/png;base64,{data}">')
     legend = "".join(
-        f'<span class="class"><i style="background:rgb{tuple(colour)}"></i>{escape(name)}</span>'
-        for name, colour in zip(bundle.spec.output.classes, colours, strict=False)
+        f'<span class="class"><i style="background:rgb({r},{g},{b})"></i>{escape(name)}</span>'
+        for name, (r, g, b) in zip(bundle.spec.output.classes, palette_of(bundle), strict=False)
     )
     return f"<h3>Reference frames</h3><p>{legend}</p>{''.join(rows)}"
 
 
-def comparison(frame: Any, fp32: Any, chosen: Any, palette: Palette) -> Any:
-    """A BGR picture: frame, FP32 mask, the chosen engine's mask, and in red the pixels where they differ."""
-    differs = (frame // 3).astype(np.uint8)
-    differs[fp32 != chosen] = (40, 40, 255)
-    agree = 100 * float(np.mean(fp32 == chosen))
-    return side_by_side(
-        [
-            ("frame", frame),
-            ("FP32", overlay(frame, fp32, palette)),
-            ("handed over", coloured(chosen, palette)),
-            (f"differs: {100 - agree:.2f} %", differs),
-        ]
-    )
-
-
-def _table(header: Sequence[str], rows: Sequence[Sequence[str]]) -> str:
+def _table(header: Sequence[str], rows: Sequence[Sequence[str]], style: str = "numbers") -> str:
     head = "".join(f"<th>{cell}</th>" for cell in header)
     body = "".join(f"<tr>{''.join(f'<td>{cell}</td>' for cell in row)}</tr>" for row in rows)
-    return f"<div class='scroll'><table><tr>{head}</tr>{body}</table></div>"
+    return f"<div class='scroll'><table class='{style}'><tr>{head}</tr>{body}</table></div>"
 
 
 def _bar(share: float, text: str) -> str:

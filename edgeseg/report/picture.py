@@ -6,7 +6,9 @@ from collections.abc import Sequence
 
 import numpy as np
 
-from edgeseg.errors import need
+from edgeseg.bundle import Bundle
+from edgeseg.data.splits import default_palette
+from edgeseg.errors import BadInput, need
 from edgeseg.types import Mask, Pixels
 
 Palette = Sequence[tuple[int, int, int]]  # RGB
@@ -40,9 +42,47 @@ def side_by_side(pictures: Sequence[tuple[str, Pixels]], height: int = 240) -> P
     return np.hstack(columns[:-1])
 
 
+def stacked(rows: Sequence[Pixels]) -> Pixels:
+    """Pictures below one another, padded with white to the widest."""
+    widest = max(row.shape[1] for row in rows)
+    padded = [np.pad(row, ((0, 4), (0, widest - row.shape[1]), (0, 0)), constant_values=255) for row in rows]
+    return np.vstack(padded)
+
+
+def comparisons(bundle: Bundle) -> list[Pixels]:
+    """For each reference frame a row: the frame, the FP32 mask, the mask of the engine handed over, the difference."""
+    palette = palette_of(bundle)
+    rows = []
+    for reference in bundle.references:
+        frame = (
+            reference.frame if bundle.spec.input.frame == "bgr" else np.ascontiguousarray(reference.frame[..., ::-1])
+        )
+        chosen = reference.masks.get(bundle.chosen, reference.mask)
+        unequal = chosen != reference.mask
+        differs = (frame // 3).astype(np.uint8)
+        differs[unequal] = (40, 40, 255)
+        pictures = [
+            ("frame", frame),
+            ("FP32", overlay(frame, reference.mask, palette)),
+            (bundle.chosen, overlay(frame, chosen, palette)),
+            (f"differs: {100 * float(unequal.mean()):.2f} %", differs),
+        ]
+        rows.append(side_by_side(pictures))
+    return rows
+
+
+def palette_of(bundle: Bundle) -> Palette:
+    """The colours of the data set that the bundle was built with, RGB, or one distinct colour for each class."""
+    stored = bundle.verdict.get("palette")
+    if stored:
+        return [(int(r), int(g), int(b)) for r, g, b in stored]
+    return default_palette(max(len(bundle.spec.output.classes), 2))
+
+
 def png(picture: Pixels) -> bytes:
     """A BGR picture as PNG."""
     cv2 = need("cv2", extra="run", why="writing a PNG")
     good, data = cv2.imencode(".png", picture)
-    assert good, "OpenCV encodes every uint8 BGR array"
+    if not good:
+        raise BadInput(f"OpenCV cannot write a picture of shape {picture.shape} as PNG")
     return bytes(data)

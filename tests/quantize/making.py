@@ -75,7 +75,7 @@ class Net:
 
     def nearest(self, x: str, name: str, factor: float = 2.0) -> str:
         scales = self.weight(f"{name}.scales", np.array([1, 1, factor, factor], np.float32))
-        attributes = {"coordinate_transformation_mode": "asymmetric", "nearest_mode": "floor"}
+        attributes: dict[str, Any] = {"coordinate_transformation_mode": "asymmetric", "nearest_mode": "floor"}
         return self.op("Resize", [x, "", scales], name, mode="nearest", **attributes)
 
     def halved(self, x: str, name: str) -> str:

@@ -12,7 +12,8 @@ Array = NDArray[Any]
 
 def quantized(values: Array, scale: float, zero_point: int, low: int, high: int) -> Array:
     """ONNX QuantizeLinear: round half to even, add the zero point, saturate."""
-    return np.clip(np.rint(values / np.float32(scale)) + zero_point, low, high).astype(np.int64)
+    codes: Array = np.clip(np.rint(values / np.float32(scale)) + zero_point, low, high).astype(np.int64)
+    return codes
 
 
 def convolved(codes: Array, zero_point: int, weights: Array, bias: Array, group: int = 1) -> Array:
@@ -37,4 +38,5 @@ def requantized(
 ) -> Array:
     """Codes (K, H, W) of the sums: one multiplication a channel, one rounding, saturation; ReLU is the saturation."""
     factors = np.float64(input_scale) * weight_scales.astype(np.float64) / np.float64(scale)
-    return np.clip(np.rint(sums * factors[:, None, None]) + zero_point, low, high).astype(np.int64)
+    codes: Array = np.clip(np.rint(sums * factors[:, None, None]) + zero_point, low, high).astype(np.int64)
+    return codes

@@ -8,7 +8,7 @@ import numpy as np
 import onnx
 import pytest
 
-from edgeseg.quantize import DIALECTS, OPENVINO, TENSORRT, Graph, place, quantize
+from edgeseg.quantize import DIALECTS, OPENVINO, TENSORRT, Dialect, Graph, place, quantize
 from edgeseg.types import OnnxModel
 from tests.quantize import making
 
@@ -56,7 +56,7 @@ def test_onnx_accepts_it(dialect: str, name: str) -> None:
 
 @pytest.mark.parametrize("dialect", PAIRS)
 def test_activations_have_one_scale_a_tensor_and_it_is_a_scalar(dialect: str) -> None:
-    """A scale of shape (1,) is one for each index of axis 1, of which there are more: engines differ on what follows."""
+    """A scale of shape (1,) would be one for each index of axis 1, of which there are more: engines differ there."""
     model = making.unet()
     made = quantize(model, making.table_of(model), DIALECTS[dialect]).graph
     constants = making.constants(made)
@@ -111,7 +111,9 @@ def test_integer_bias_has_the_scale_of_input_times_weights() -> None:
         if node.op_type != "Conv" or len(node.input) < 3 or not node.input[2].endswith("_dq"):
             continue
         x, w, b = (graph.producer(tensor) for tensor in node.input)
-        assert x is not None and w is not None and b is not None
+        assert x is not None
+        assert w is not None
+        assert b is not None
         expected = float(constants[x.input[1]]) * constants[w.input[1]].astype(np.float64)
         np.testing.assert_allclose(constants[b.input[1]], expected, rtol=1e-6)
         back = constants[b.input[0]] * constants[b.input[1]].astype(np.float64)
@@ -139,10 +141,9 @@ def test_openvino_has_fake_quantize_of_its_own_domain() -> None:
 
 
 @pytest.mark.parametrize("dialect", [OPENVINO, TENSORRT])
-def test_inputs_of_a_concatenation_share_their_range(dialect: object) -> None:
-    assert dialect in (OPENVINO, TENSORRT)
+def test_inputs_of_a_concatenation_share_their_range(dialect: Dialect) -> None:
     model = making.unet()
-    made = quantize(model, making.table_of(model), dialect).graph  # type: ignore[arg-type]
+    made = quantize(model, making.table_of(model), dialect).graph
     graph, constants = Graph(made), making.constants(made)
     (concat,) = (node for node in graph.nodes if node.op_type == "Concat")
     found = []

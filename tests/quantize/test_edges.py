@@ -11,7 +11,7 @@ from onnx import TensorProto, helper, numpy_helper
 
 from calibration import UnknownTensor
 from edgeseg.errors import ModelError
-from edgeseg.quantize import DIALECTS, ONNXRUNTIME_X86, OPENVINO, TENSORRT, Graph, place, quantize
+from edgeseg.quantize import DIALECTS, ONNXRUNTIME_X86, OPENVINO, TENSORRT, Dialect, Graph, place, quantize
 from edgeseg.types import OnnxModel
 from tests.quantize import making
 
@@ -27,8 +27,7 @@ def runs(model: OnnxModel) -> making.Array:
 
 
 @EVERY
-def test_computed_weights_stay_float_and_say_why(dialect: object) -> None:
-    assert dialect in DIALECTS.values()
+def test_computed_weights_stay_float_and_say_why(dialect: Dialect) -> None:
     net = making.Net()
     image = net.image()
     kernel = net.weight("w", net.rng.normal(0, 0.3, (4, 3, 3, 3)).astype(np.float32))
@@ -36,23 +35,23 @@ def test_computed_weights_stay_float_and_say_why(dialect: object) -> None:
     x = net.relu(net.op("Conv", [image, "doubled"], "dynamic", 4, pads=[1, 1, 1, 1]), "relu1")
     y = net.relu(net.conv(x, "conv2", 4), "relu2")
     model = net.model(net.conv(y, "head", 3, 1))
-    placement = place(Graph(model.graph), dialect)  # type: ignore[arg-type]
+    placement = place(Graph(model.graph), dialect)
     assert "node_dynamic" not in placement.convolutions
     assert "computed" in placement.floats["node_dynamic"]
-    made = quantize(model, making.table_of(model), dialect)  # type: ignore[arg-type]
+    made = quantize(model, making.table_of(model), dialect)
     runs(made)
     (conv,) = (n for n in making.parsed(made.graph).graph.node if n.name == "node_dynamic")
     assert list(conv.input) == ["image", "doubled"]
 
 
 @EVERY
-def test_nothing_to_quantize_is_an_error(dialect: object) -> None:
+def test_nothing_to_quantize_is_an_error(dialect: Dialect) -> None:
     net = making.Net()
     kernel = net.weight("w", net.rng.normal(0, 0.3, (3, 3, 2, 2)).astype(np.float32))
     small = net.halved(net.image(), "pool")
     model = net.model(net.op("ConvTranspose", [small, kernel], "up", 3, strides=[2, 2]))
     with pytest.raises(ModelError, match=r"no convolution that can run in INT8.*node_up.*--fp32"):
-        quantize(model, making.table_of(making.unet()), dialect)  # type: ignore[arg-type]
+        quantize(model, making.table_of(making.unet()), dialect)
 
 
 def test_only_the_scores_is_nothing_to_quantize_in_closed_dialects() -> None:
@@ -64,44 +63,44 @@ def test_only_the_scores_is_nothing_to_quantize_in_closed_dialects() -> None:
 
 
 @EVERY
-def test_a_table_that_lacks_a_tensor_is_refused(dialect: object) -> None:
+def test_a_table_that_lacks_a_tensor_is_refused(dialect: Dialect) -> None:
     model = making.unet()
     table = making.table_of(model)
     less = replace(table, tensors={k: v for k, v in table.tensors.items() if k != "relu1"})
     with pytest.raises(UnknownTensor, match="'relu1'"):
-        quantize(model, less, dialect)  # type: ignore[arg-type]
+        quantize(model, less, dialect)
 
 
 @EVERY
-def test_two_heads_on_one_feature(dialect: object) -> None:
+def test_two_heads_on_one_feature(dialect: Dialect) -> None:
     """One feature, two readers: one quantizer, which both read."""
     net = making.Net()
     body = net.relu(net.conv(net.image(), "conv1", 8), "relu1")
     left, right = net.conv(body, "left", 4), net.conv(body, "right", 4)
     model = net.model(net.conv(net.relu(net.op("Add", [left, right], "sum"), "relu2"), "head", 3, 1))
-    made = quantize(model, making.table_of(model), dialect)  # type: ignore[arg-type]
+    made = quantize(model, making.table_of(model), dialect)
     readers = {n.name: n.input[0] for n in making.parsed(made.graph).graph.node if n.op_type == "Conv"}
     assert readers["node_left"] == readers["node_right"] == "relu1_dq"
     runs(made)
 
 
 @EVERY
-def test_the_image_itself_is_quantized_before_the_first_convolution(dialect: object) -> None:
+def test_the_image_itself_is_quantized_before_the_first_convolution(dialect: Dialect) -> None:
     model = making.unet()
-    made = quantize(model, making.table_of(model), dialect)  # type: ignore[arg-type]
+    made = quantize(model, making.table_of(model), dialect)
     (first,) = (n for n in making.parsed(made.graph).graph.node if n.name == "node_conv1")
     assert first.input[0] == "image_dq"
 
 
 @EVERY
-def test_a_move_that_leads_to_no_convolution_gets_no_quantizer(dialect: object) -> None:
+def test_a_move_that_leads_to_no_convolution_gets_no_quantizer(dialect: Dialect) -> None:
     net = making.Net()
     body = net.relu(net.conv(net.image(), "conv1", 8), "relu1")
     small = net.halved(body, "pool")  # read by float nodes only
     back = net.op("Sigmoid", [net.nearest(small, "up")], "gate")
     mixed = net.op("Mul", [back, net.relu(net.conv(body, "conv2", 8), "relu2")], "mixed")
     model = net.model(net.conv(mixed, "head", 3, 1))
-    made = quantize(model, making.table_of(model), dialect)  # type: ignore[arg-type]
+    made = quantize(model, making.table_of(model), dialect)
     graph = making.parsed(made.graph).graph
     read = {name for node in graph.node for name in node.input} | {"mask"}
     assert [node.name for node in graph.node if not set(node.output) & read] == []
@@ -109,7 +108,7 @@ def test_a_move_that_leads_to_no_convolution_gets_no_quantizer(dialect: object) 
 
 
 @EVERY
-def test_a_concatenation_with_a_constant(dialect: object) -> None:
+def test_a_concatenation_with_a_constant(dialect: Dialect) -> None:
     """Coordinates as an extra channel: a part of a convolution's input that no frame changes."""
     net = making.Net()
     body = net.relu(net.conv(net.image(), "conv1", 4), "relu1")
@@ -118,8 +117,8 @@ def test_a_concatenation_with_a_constant(dialect: object) -> None:
     net.channels["joined"] = 5
     joined = net.op("Concat", [body, coordinates], "joined", 5, axis=1)
     model = net.model(net.conv(net.relu(net.conv(joined, "conv2", 6), "relu2"), "head", 3, 1))
-    made = quantize(model, making.table_of(model), dialect)  # type: ignore[arg-type]
-    assert "node_conv2" in place(Graph(model.graph), dialect).convolutions  # type: ignore[arg-type]
+    made = quantize(model, making.table_of(model), dialect)
+    assert "node_conv2" in place(Graph(model.graph), dialect).convolutions
     runs(made)
 
 
@@ -147,19 +146,19 @@ def test_weights_in_constant_nodes_leave_with_them() -> None:
 
 
 @EVERY
-def test_convolutions_that_share_their_weights(dialect: object) -> None:
+def test_convolutions_that_share_their_weights(dialect: Dialect) -> None:
     net = making.Net()
     body = net.relu(net.conv(net.image(), "conv1", 4), "relu1")
     once = net.relu(net.conv(body, "shared", 4), "relu2")
     twice = net.relu(net.op("Conv", [once, "shared.w", "shared.b"], "again", 4, pads=[1] * 4), "relu3")
     model = net.model(net.conv(twice, "head", 3, 1))
-    made = quantize(model, making.table_of(model), dialect)  # type: ignore[arg-type]
+    made = quantize(model, making.table_of(model), dialect)
     runs(made)
     assert "shared.w" not in making.constants(made.graph)
 
 
 @EVERY
-def test_tensors_of_three_dimensions_in_front_of_a_convolution(dialect: object) -> None:
+def test_tensors_of_three_dimensions_in_front_of_a_convolution(dialect: Dialect) -> None:
     """As transformers have them: (N, HW, C) → transposed, reshaped → convolution. The quantizer stands on 3-D."""
     net = making.Net()
     height, width = making.SIZE
@@ -171,7 +170,7 @@ def test_tensors_of_three_dimensions_in_front_of_a_convolution(dialect: object) 
     shape = net.weight("image_shape", np.array([1, 4, height, width], np.int64))
     again = net.op("Reshape", [back, shape], "again", 4)
     model = net.model(net.conv(net.relu(net.conv(again, "conv2", 4), "relu2"), "head", 3, 1))
-    made = quantize(model, making.table_of(model), dialect)  # type: ignore[arg-type]
+    made = quantize(model, making.table_of(model), dialect)
     runs(made)
     if dialect is OPENVINO:
         openvino = pytest.importorskip("openvino", reason="openvino is not installed")
@@ -198,7 +197,7 @@ def test_names_that_are_missing_or_doubled_are_no_obstacle() -> None:
 def test_what_a_branch_reads_is_kept() -> None:
     """An If holds graphs of its own, which read tensors of the outer one."""
     net = making.Net()
-    body = net.relu(net.conv(net.image(), "conv1", 4), "relu1")
+    net.relu(net.conv(net.image(), "conv1", 4), "relu1")
     net.weight("inner", np.array(0.5, np.float32))
     net.weight("always", np.array(True))
     info = [helper.make_tensor_value_info("branch_out", TensorProto.FLOAT, None)]

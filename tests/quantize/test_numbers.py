@@ -1,8 +1,9 @@
-"""What the written graphs compute: against slow integers, against FP32, and in the engines that they are written for."""
+"""What the written graphs compute: against slow integers, against FP32, and in the engines they are for."""
 
 from __future__ import annotations
 
 from collections import Counter
+from collections.abc import Callable
 from pathlib import Path
 
 import numpy as np
@@ -94,8 +95,8 @@ def optimized(graph: bytes, level: str, path: Path) -> Counter[str]:
 
 @pytest.mark.parametrize("level", ["all", "extended"])
 @pytest.mark.parametrize("make", [making.unet, making.everything])
-def test_onnx_runtime_runs_every_convolution_in_int8(make: object, level: str, tmp_path: Path) -> None:
-    model: OnnxModel = make()  # type: ignore[operator]
+def test_onnx_runtime_runs_every_convolution_in_int8(make: Callable[[], OnnxModel], level: str, tmp_path: Path) -> None:
+    model = make()
     placed = place(Graph(model.graph), ONNXRUNTIME_X86).convolutions
     found = optimized(
         quantize(model, making.table_of(model), ONNXRUNTIME_X86).graph, level, tmp_path / "optimized.onnx"
@@ -181,13 +182,13 @@ def emulated(graph: bytes) -> bytes:
     nodes = [onnx.NodeProto.FromString(node.SerializeToString()) for node in nodes]
     del model.graph.node[:]
     model.graph.node.extend(nodes)
-    return model.SerializeToString()
+    return bytes(model.SerializeToString())
 
 
 @pytest.mark.parametrize("make", [making.unet, making.everything])
-def test_openvino_computes_what_its_dialect_says(make: object) -> None:
+def test_openvino_computes_what_its_dialect_says(make: Callable[[], OnnxModel]) -> None:
     openvino = pytest.importorskip("openvino", reason="openvino is not installed")
-    model: OnnxModel = make()  # type: ignore[operator]
+    model = make()
     made = quantize(model, making.table_of(model), OPENVINO)
     proto = making.parsed(made.graph)
     del proto.graph.output[:]
@@ -214,3 +215,16 @@ def test_ranges_come_from_the_tables_recipe() -> None:
     seen = table.seen("image")
     scale, _ = affine(min(seen.minimum, 0), max(seen.maximum, 0), TENSORRT.activations)
     assert constants["image_scale"] == scale
+
+
+def test_openvino_runs_every_convolution_in_int8() -> None:
+    openvino = pytest.importorskip("openvino", reason="openvino is not installed")
+    model = making.unet()
+    core = openvino.Core()
+    settings = {"INFERENCE_PRECISION_HINT": "f32", "INFERENCE_NUM_THREADS": 1}
+    found = {}
+    for name, graph in (("int8", quantize(model, making.table_of(model), OPENVINO).graph), ("fp32", model.graph)):
+        compiled = core.compile_model(core.read_model(graph), "CPU", settings)
+        facts = [node.get_rt_info() for node in compiled.get_runtime_model().get_ops()]
+        found[name] = [str(f["runtimePrecision"].value) for f in facts if f["layerType"].value == "Convolution"]
+    assert found == {"int8": ["u8"] * 4, "fp32": ["f32"] * 4}

@@ -49,11 +49,16 @@ class Recipe:
     ours: bool = False
 
 
-def _batches(job: Job) -> Iterator[Frames]:
-    """One frame after the other as a batch; mapped, so that the file does not count as the recipe's memory."""
-    stored = np.load(job.frames, mmap_mode="r")
-    for index in range(job.count):
-        yield np.array(stored[index : index + 1])
+@dataclass(frozen=True, slots=True)
+class Batches:
+    """One frame after the other as a batch, as often as it is asked; none is kept in memory here."""
+
+    job: Job
+
+    def __iter__(self) -> Iterator[Frames]:
+        stored = np.load(self.job.frames, mmap_mode="r")
+        for index in range(self.job.count):
+            yield np.array(stored[index : index + 1])
 
 
 def _edgeseg(job: Job) -> dict[str, Any]:
@@ -89,7 +94,7 @@ def _edgeseg_calibrate(job: Job) -> dict[str, Any]:
     graph = Path(job.graph).read_bytes()
     view = quantize.Graph(graph)
     tensors = sorted(set().union(*(quantize.place(view, d).observed for d in quantize.DIALECTS.values())))
-    table = calibrate(probe(graph, tensors, _batches(job)), load_recipe("mse"), model="graph", data="frames")
+    table = calibrate(probe(graph, tensors, Batches(job)), load_recipe("mse"), model="graph", data="frames")
     (Path(job.folder) / "scales.json").write_text(to_json(table), encoding="utf-8")
     return {"frames": table.frames}
 
@@ -100,7 +105,7 @@ def _ort(method: str, **options: Any) -> Callable[[Job], dict[str, Any]]:
     def run(job: Job) -> dict[str, Any]:
         quantization = importlib.import_module("onnxruntime.quantization")
         shapes = importlib.import_module("onnxruntime.quantization.shape_inference")
-        batches = _batches(job)
+        batches = iter(Batches(job))
 
         class Reader(quantization.CalibrationDataReader):  # type: ignore[misc, name-defined]
             def get_next(self) -> dict[str, Frames] | None:
@@ -127,7 +132,7 @@ def _ort(method: str, **options: Any) -> Callable[[Job], dict[str, Any]]:
 
 def _nncf_onnx(job: Job) -> dict[str, Any]:
     nncf, onnx = importlib.import_module("nncf"), importlib.import_module("onnx")
-    dataset = nncf.Dataset(list(_batches(job)), lambda frame: {FRAME: frame})
+    dataset = nncf.Dataset(Batches(job), lambda frame: {FRAME: frame})
     int8 = nncf.quantize(onnx.load(job.graph), dataset, subset_size=job.count)
     onnx.save(int8, str(Path(job.folder) / "graph.onnx"))
     return {}
@@ -136,7 +141,7 @@ def _nncf_onnx(job: Job) -> dict[str, Any]:
 def _nncf_openvino(preset: str) -> Callable[[Job], dict[str, Any]]:
     def run(job: Job) -> dict[str, Any]:
         nncf, openvino = importlib.import_module("nncf"), importlib.import_module("openvino")
-        dataset = nncf.Dataset(list(_batches(job)), lambda frame: {FRAME: frame})
+        dataset = nncf.Dataset(Batches(job), lambda frame: {FRAME: frame})
         model = openvino.Core().read_model(job.graph)
         int8 = nncf.quantize(model, dataset, subset_size=job.count, preset=nncf.QuantizationPreset(preset))
         folder = Path(job.folder)
