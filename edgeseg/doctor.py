@@ -99,7 +99,7 @@ def ready(findings: Sequence[Finding]) -> tuple[str, ...]:
 
     int8 = by["INT8 instructions"]
     return (
-        line("eval, bench, stream", "python", "extra run"),
+        line("eval, bench", "python", "extra run"),
         line("build from .onnx", "python", "extra build"),
         line("build from .pt, .pt2", "python", "extra torch"),
         line("OpenVINO", "python", "extra openvino", "openvino devices"),

@@ -68,8 +68,9 @@ class Segmenter:
 
 
 def check_frame(frame: Any) -> None:
-    """Raise BadInput unless `frame` is a uint8 array (H, W, 3)."""
-    if not isinstance(frame, np.ndarray) or frame.dtype != np.uint8 or frame.ndim != 3 or frame.shape[2] != 3:
+    """Raise BadInput unless `frame` is a uint8 array (H, W, 3) with a pixel in it."""
+    good = isinstance(frame, np.ndarray) and frame.dtype == np.uint8 and frame.ndim == 3 and frame.shape[2] == 3
+    if not good or not frame.size:
         came = f"{frame.dtype} {frame.shape}" if isinstance(frame, np.ndarray) else type(frame).__name__
         raise BadInput(
             f"a frame is a uint8 array of shape (height, width, 3), as cv2.imread gives it; this is {came}. "

@@ -33,3 +33,28 @@ def golden(request: pytest.FixtureRequest) -> Callable[[str, str], None]:
         assert text == path.read_text(encoding="utf-8"), f"differs from {path}; if it should: pytest --update-golden"
 
     return compare
+
+
+@pytest.fixture(scope="session")
+def street(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A folder with a network (net.onnx, net.toml) and a small rendered data set (dataset.toml)."""
+    from tests.quantize import making
+
+    folder = tmp_path_factory.mktemp("street")
+    (folder / "net.onnx").write_bytes(making.plain_network())
+    (folder / "net.toml").write_text(making.PLAIN_SPEC, encoding="utf-8")
+    (folder / "dataset.toml").write_text(making.STREET, encoding="utf-8")
+    return folder
+
+
+@pytest.fixture(scope="session")
+def built(street: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The bundle of an INT8 build of it with ONNX Runtime, whichever engine won; its cache lies beside it."""
+    from edgeseg.pipeline import build
+
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setenv("EDGESEG_CACHE", str(street / "cache"))
+        out = tmp_path_factory.mktemp("built") / "tiny.edgeseg"
+        data = street / "dataset.toml"
+        build(street / "net.onnx", data=data, precision="int8", backend="onnxruntime", quick=True, out=out)
+    return out

@@ -104,7 +104,7 @@ def test_a_complete_machine_without_a_gpu(tmp_path: Path) -> None:
     assert by["INT8 instructions"].detail == "AVX512-VNNI, AMX-INT8"
     assert by["memory"].detail == "8.0 GiB available of 16.0"
     assert ready(diagnose(host(tmp_path))) == (
-        "eval, bench, stream: yes",
+        "eval, bench: yes",
         "build from .onnx: yes",
         "build from .pt, .pt2: yes",
         "OpenVINO: yes",
@@ -123,7 +123,7 @@ def test_what_is_not_installed_is_named_with_the_extra_that_brings_it(tmp_path: 
     assert by["extra torch"].detail == "onnx, torch not installed"
     assert by["extra openvino"].fix == "pip install 'edgeseg[openvino]'"
     lines = ready(diagnose(device))
-    assert "eval, bench, stream: yes" in lines
+    assert "eval, bench: yes" in lines
     assert "build from .pt, .pt2: no, because onnx, torch not installed" in lines
     assert "OpenVINO: no, because openvino not installed" in lines
 
@@ -168,7 +168,7 @@ def test_pythons(tmp_path: Path, python: tuple[int, int], state: str) -> None:
     assert by["python"].state == state
     assert ("tomli" in by["edgeseg"].detail) == (python < (3, 11))
     line = ready(diagnose(host(tmp_path, python=python, packages=packages)))[0]
-    assert line.startswith("eval, bench, stream: yes") == (state == "ok")
+    assert line.startswith("eval, bench: yes") == (state == "ok")
 
 
 def test_cpus_and_their_instructions(tmp_path: Path) -> None:

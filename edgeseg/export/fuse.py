@@ -8,7 +8,6 @@ the cast comes first, and the mask goes through float32 on its way out (exact: a
 
 from __future__ import annotations
 
-import math
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -209,23 +208,13 @@ def _decide(build: _Builder, logits: str, channels: int, spec: ModelSpec) -> Non
     if channels > 1:
         classes = build.node("ArgMax", [logits], "edgeseg/classes", axis=1, keepdims=0)
     else:
-        threshold = build.constant("threshold", np.array(decision_threshold(spec), np.float32))
+        threshold = build.constant("threshold", np.array(spec.output.score_threshold, np.float32))
         chosen = build.node("GreaterOrEqual", [logits, threshold], "edgeseg/chosen")
         first = build.constant("mask_axis", np.array([1], np.int64))
         # squeezed as float: fewer engines squeeze booleans
         as_float = _float(build, chosen, "edgeseg/chosen_float")
         classes = build.node("Squeeze", [as_float, first], "edgeseg/classes")
     _to_mask(build, classes, is_float=channels == 1)
-
-
-def decision_threshold(spec: ModelSpec) -> float:
-    """The score from which a pixel of a one-channel network is class 1: of a probability itself, or of its logit."""
-    probability = spec.output.threshold
-    if spec.output.activation == "probabilities":
-        return probability
-    if not 0.0 < probability < 1.0:
-        return math.inf if probability >= 1.0 else -math.inf
-    return math.log(probability / (1.0 - probability))
 
 
 def _class_map(build: _Builder, plain: NDArray[Any], size: tuple[int, int], *, dynamic: bool) -> None:

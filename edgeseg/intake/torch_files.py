@@ -155,6 +155,7 @@ def _named_globals(path: Path) -> str:
         found = find(str(path))
     except Exception:  # only sharpens a message; older layouts are not supported by it
         return ""
+    found = sorted(found, key=lambda name: (name.startswith(("torch.", "builtins.", "collections.")), name))
     return f" ({', '.join(found[:4])}{', …' if len(found) > 4 else ''})" if found else ""
 
 

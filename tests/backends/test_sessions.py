@@ -19,9 +19,7 @@ from edgeseg.types import Frames, OnnxModel
 from tests.quantize import making
 
 BACKENDS = [
-    pytest.param(
-        name, marks=pytest.mark.skipif(name not in backends.installed(), reason=f"{name} is not installed")
-    )
+    pytest.param(name, marks=pytest.mark.skipif(name not in backends.installed(), reason=f"{name} is not installed"))
     for name in backends.NAMES
 ]
 

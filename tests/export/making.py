@@ -29,8 +29,13 @@ class Made:
     fused: OnnxModel
 
 
-@functools.cache
 def made(name: str, quick: bool = False) -> Made:
+    """One of the networks of tests.models, exported and fused; the work is done once."""
+    return _made(name, quick)
+
+
+@functools.cache
+def _made(name: str, quick: bool) -> Made:
     model = Torch(models.seeded(models.ALL[name]), "state_dict")
     exported = to_onnx(model, SPEC, quick=quick)
     return Made(model, exported, fuse(exported.graph, SPEC))

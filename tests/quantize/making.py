@@ -187,3 +187,56 @@ def dump(graph: bytes) -> str:
 def snr_db(reference: Array, other: Array) -> float:
     noise = float(np.sum((reference.astype(np.float64) - other) ** 2))
     return 10 * float(np.log10(np.sum(reference.astype(np.float64) ** 2) / max(noise, 1e-30)))
+
+
+def plain_network(size: tuple[int, int] = (48, 64), classes: int = 10, inverse: bool = False) -> bytes:
+    """A network as someone exports it, float32 (1, 3, H, W) to scores (1, classes, H, W): no frame, no decision.
+
+    `inverse`: with an operator that ONNX Runtime has and OpenVINO does not.
+    """
+    net = Net(7, size)
+    net.channels["x"] = 3
+    first = net.relu(net.conv("x", "conv1", 8), "relu1")
+    low = net.relu(net.conv(net.halved(first, "pool"), "conv2", 12), "relu2")
+    both = net.op("Concat", [net.nearest(low, "up"), first], "concat", 20, axis=1)
+    body = net.relu(net.conv(both, "conv3", 8), "relu3")
+    domains = [helper.make_opsetid("", 17)]
+    if inverse:
+        pooled = net.op("GlobalAveragePool", [body], "mean")
+        net.nodes.append(helper.make_node("Inverse", [pooled], ["inverted"], "node_inverted", domain="com.microsoft"))
+        body = net.op("Mul", [body, net.op("Tanh", ["inverted"], "factor")], "product", 8)
+        domains.append(helper.make_opsetid("com.microsoft", 1))
+    scores = net.conv(body, "head", classes, 1)
+
+    def written() -> bytes:
+        graph = helper.make_graph(
+            net.nodes,
+            "plain",
+            [helper.make_tensor_value_info("x", TensorProto.FLOAT, (1, 3, *size))],
+            [helper.make_tensor_value_info(scores, TensorProto.FLOAT, (1, classes, *size))],
+            [numpy_helper.from_array(value, name) for name, value in net.weights.items()],
+        )
+        return bytes(helper.make_model(graph, opset_imports=domains, ir_version=8).SerializeToString())
+
+    # Scores of mean 0 and deviation 3, so that every class wins somewhere.
+    image = (frames(1, size).transpose(0, 3, 1, 2) / 255 - 0.5) / 0.25
+    (seen,) = inference_session(written(), threads=1).run([scores], {"x": image.astype(np.float32)})
+    mean, factor = seen.mean((0, 2, 3)), 3 / seen.std((0, 2, 3))
+    net.weights["head.w"] *= factor[:, None, None, None]
+    net.weights["head.b"] = ((net.weights["head.b"] - mean) * factor).astype(np.float32)
+    return written()
+
+
+PLAIN_SPEC = """name = "tiny"
+[input]
+size = [48, 64]
+mean = [0.5, 0.5, 0.5]
+std = [0.25, 0.25, 0.25]
+"""
+STREET = """name = "street"
+ignore_index = 255
+[splits.train]
+street = { seed = 1, drives = 6, frames = 2, size = [48, 64], stride = 7 }
+[splits.val]
+street = { seed = 101, drives = 2, frames = 2, size = [60, 80], stride = 7 }
+"""

@@ -19,7 +19,7 @@ import numpy as np
 from benchmarks.child import Outcome, missing, run
 from benchmarks.recipes import BUNDLE, RECIPES, Job, Recipe
 from edgeseg.backends import Engine, get
-from edgeseg.build.candidates import candidates, cut_decision, threshold_of_scores
+from edgeseg.build.candidates import candidates, cut_decision
 from edgeseg.build.isolate import try_engines
 from edgeseg.build.race import best_settings, race
 from edgeseg.bundle import Bundle, read_bundle
@@ -174,7 +174,7 @@ def _engines(backend: str, folder: Path, spec: ModelSpec) -> list[Engine]:
             continue
         files = {"graph.xml": path.read_bytes(), "graph.bin": path.with_suffix(".bin").read_bytes()}
         for settings in get(backend).settings("int8"):
-            told = {**settings, "decision": decision, "threshold": threshold_of_scores(spec)}
+            told = {**settings, "decision": decision, "threshold": spec.output.score_threshold}
             label = ",".join(str(value) for value in (*settings.values(), decision))
             found.append(Engine(f"{backend}[{label}]", backend, "int8", "graph.xml", files, told))
     return found
