@@ -61,7 +61,7 @@ def main() -> None:
 @click.option("--eval-split", help="Frames for the verdict; by default 'val', else what --split has left.")
 @click.option("--int8", "precision", flag_value="int8", help="Calibrate and quantize; needs --data.")
 @click.option("--fp16", "precision", flag_value="fp16", help="Half precision, where the processor computes in it.")
-@click.option("--fp32", "precision", flag_value="fp32", default=True, help="As trained (the default).")
+@click.option("--fp32", "precision", flag_value="fp32", default="fp32", help="As trained (the default).")
 @click.option("--backend", type=click.Choice(["onnxruntime", "openvino"]), help="Force a runtime.")
 @click.option("--recipe", default="mse", show_default=True, help="How ranges are taken: a name or a TOML file.")
 @click.option("--samples", type=click.IntRange(1), help="Frames to calibrate on, at most.  [default: 64]")
@@ -81,13 +81,22 @@ def main() -> None:
 @click.option("--json", "json_path", type=OUT, help="Also write what was measured.")
 @click.option("--quiet", is_flag=True, help="Only the result.")
 @_said
-def build(model: Path, out: Path | None, json_path: Path | None, quiet: bool, no_cache: bool, **options: Any) -> None:
+def build(
+    model: Path,
+    precision: Any,
+    out: Path | None,
+    json_path: Path | None,
+    quiet: bool,
+    no_cache: bool,
+    **options: Any,
+) -> None:
     """Build a bundle from MODEL (.pt, .pt2, TorchScript, .onnx) and measure it."""
     from edgeseg.console import Console
     from edgeseg.pipeline import build as run
     from edgeseg.report.text import build_table
 
     console = Console(quiet=quiet)
+    options["precision"] = precision or "fp32"  # click 8.3.0 forgets the default of a flag with a value
     built = run(model, out=out or Path(f"{model.stem}.edgeseg"), use_cache=not no_cache, console=console, **options)
     click.echo(build_table(built.report))
     click.echo(f"\nbundle: {built.path}")
@@ -152,16 +161,18 @@ def profile(model: Path, json_path: Path | None, **options: Any) -> None:
     """Multiplications, parameters and activations of a MODEL or BUNDLE, a row a layer."""
     from dataclasses import asdict
 
+    from edgeseg.measure.machine import machine, versions
     from edgeseg.measure.profile import table
     from edgeseg.pipeline import profiled
 
     result = profiled(model, **options)
     click.echo(table(result))
-    _write_json({"schema": "edgeseg.profile/1", **asdict(result)}, json_path)
+    about = {"machine": machine(), "versions": versions()}
+    _write_json({"schema": "edgeseg.profile/1", **asdict(result), **about}, json_path)
 
 
 @main.command()
-@click.argument("documents", type=FILE, nargs=-1, required=True)
+@click.argument("documents", type=ANY, nargs=-1, required=True)
 @click.option("-o", "--out", type=OUT, default=Path("report.html"), show_default=True)
 @click.option("--picture", type=OUT, help="Also write the bundles' reference frames and masks as one PNG.")
 @_said

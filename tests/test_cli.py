@@ -98,7 +98,7 @@ def test_precision_flags(
         raise BadInput("enough")
 
     monkeypatch.setattr("edgeseg.pipeline.build", instead)
-    monkeypatch.chdir(tmp_path)
+    monkeypatch.chdir(tmp_path)  # of what is asked, nothing may depend on the version of click
     assert run("build", street / "net.onnx", *flag).exit_code == 2
     assert seen["precision"] == asked
     assert seen["out"] == Path("net.edgeseg")

@@ -182,11 +182,11 @@ def test_a_network_without_int8_says_so(street: Path, tmp_path: Path) -> None:
 def test_unusable_input(street: Path, tmp_path: Path) -> None:
     with pytest.raises(BadInput, match="int4"):
         run(street, precision="int4")
-    with pytest.raises(BadInput, match="no recipe|recipe"):
+    with pytest.raises(BadInput, match="magic"):
         run(street, precision="int8", recipe="magic")
     with pytest.raises(DatasetError, match="no split 'test'"):
         run(street, split="test")
-    with pytest.raises((BadInput, SpecError), match="nothing.onnx"):
+    with pytest.raises((BadInput, SpecError), match=r"nothing\.onnx"):
         build(tmp_path / "nothing.onnx", spec=street / "net.toml")
     with pytest.raises(BadInput, match="there is no backend"):
         run(street, backend="abacus")

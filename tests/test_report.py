@@ -119,7 +119,8 @@ def page_of(documents: list[Any], folder: Path) -> str:
 
 
 def stands_alone(text: str) -> bool:
-    outside = re.findall(r"(?:https?:)?//[a-z]|@import|url\(", text)
+    text = re.sub(r'src="data:image/png;base64,[A-Za-z0-9+/=]+"', "", text)
+    outside = re.findall(r"(?:https?:)?//[a-z]|@import|url\(|<script|<link", text)
     return not outside
 
 
@@ -230,7 +231,7 @@ def test_tables_of_documents(built: Path) -> None:
     report = dict(read_bundle(built).verdict)
     text = build_table(report)
     lines = text.splitlines()
-    rows = [line for line in lines if line[2:].startswith("onnxruntime-")]
+    rows = [line for line in lines if line[2:].startswith("onnxruntime-") and line.endswith("B")]
     assert len(rows) == 2
     assert len({len(line) for line in rows}) == 1  # the last column ends where all end
     assert sum(line.startswith("* ") for line in rows) == 1

@@ -11,6 +11,7 @@ import pytest
 
 import edgeseg
 from edgeseg.bundle import Bundle, read_bundle, write_bundle
+from edgeseg.data import load_dataset, read
 from edgeseg.data.prepare import to_size
 from edgeseg.errors import AccuracyFailed, BadInput, BundleError
 from edgeseg.evaluation import evaluate
@@ -81,7 +82,8 @@ def test_on_the_machine_of_the_build_nothing_is_checked(built: Path) -> None:
     assert all(same_place(bundle, variant) for variant in bundle.variants)
     elsewhere = replace(bundle, created={"place": {"onnxruntime": {"cpu": "another", "onnxruntime": "1.0"}}})
     assert not same_place(elsewhere, elsewhere.variants[0])
-    for created in ({}, {"place": "here"}, {"place": {}}):
+    others: list[dict[str, object]] = [{}, {"place": "here"}, {"place": {}}]
+    for created in others:
         assert not same_place(replace(bundle, created=created), bundle.variants[0])
 
 
@@ -117,12 +119,12 @@ def test_checking_can_be_asked_for(built: Path, tmp_path: Path) -> None:
 
 def test_evaluate_counts_as_slow_loops_do(built: Path, street: Path) -> None:
     document = evaluate(built, street / "dataset.toml", split="val")
-    samples = list(edgeseg_read(street))
+    samples = list(read(load_dataset(street / "dataset.toml").split("val")))
     predictions, labels = [], []
     with edgeseg.open(built) as segment:
         for sample in samples:
             assert sample.label is not None
-            predictions.append(to_size(segment.native(sample.pixels), sample.label.shape))  # type: ignore[arg-type]
+            predictions.append(to_size(segment.native(sample.pixels), (sample.label.shape[0], sample.label.shape[1])))
             labels.append(sample.label)
     scores = iou_and_dice(predictions, labels, 10, 255)
     iou = list(document["iou"].values())
@@ -133,9 +135,3 @@ def test_evaluate_counts_as_slow_loops_do(built: Path, street: Path) -> None:
     matrix = sum(np.array(confusion(p, t, 10, 255)) for p, t in zip(predictions, labels, strict=True))
     assert document["pixel_accuracy"] == pytest.approx(np.trace(matrix) / np.sum(matrix))
     assert document["frames"] == 4
-
-
-def edgeseg_read(street: Path) -> object:
-    from edgeseg.data import load_dataset, read
-
-    return read(load_dataset(street / "dataset.toml").split("val"))

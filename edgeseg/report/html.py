@@ -54,16 +54,19 @@ def _source(path: Path) -> list[str]:
         loaded = json.loads(path.read_text(encoding="utf-8"))
     except (OSError, ValueError) as error:
         raise BadInput(f"{path} is neither a bundle nor a JSON document of edgeseg: {error}") from error
-    documents = loaded if isinstance(loaded, list) else [loaded]
+    documents = loaded if isinstance(loaded, list) and loaded else [loaded]
     return [section for document in documents for section in _document(document, path)]
 
 
 def _document(document: Any, path: Path) -> list[str]:
     kinds = {"edgeseg.build/1": _build, "edgeseg.eval/1": _eval, "edgeseg.bench/1": _bench}
     schema = document.get("schema") if isinstance(document, Mapping) else None
-    if schema not in kinds:
+    if not isinstance(schema, str) or schema not in kinds:
         raise BadInput(f"{path} has the schema {schema!r}; a report is made of: {', '.join(kinds)}, and of bundles")
-    return [kinds[schema](document), _machine(document)]
+    try:
+        return [kinds[schema](document), _machine(document)]
+    except (AttributeError, KeyError, TypeError, ValueError) as error:
+        raise BadInput(f"{path} is damaged: a document {schema} does not look like this ({error!r})") from error
 
 
 def _build(report: Mapping[str, Any]) -> str:
@@ -88,17 +91,17 @@ def _build(report: Mapping[str, Any]) -> str:
     reasons += "".join(f"<li>out: {escape(r['name'])}: {escape(r['why'])}</li>" for r in report["rejected"])
     parity = report["intake"]["parity"]
     facts = [
-        f"graph: {escape(report['intake']['form'])}, opset {report['intake']['opset']}; "
+        f"graph: {escape(report['intake']['form'])}, opset {report['intake']['opset']:d}; "
         f"{100 * parity['overall']:.3f} % of labels as the network gives them, {100 * parity['boundary']:.2f} % along "
-        f"boundaries, on {parity['frames']} frames"
+        f"boundaries, on {parity['frames']:d} frames"
     ]
     if calibration := report["calibration"]:
         facts.append(
-            f"calibration: {calibration['frames']} frames of “{escape(calibration['split'])}”, recipe "
+            f"calibration: {calibration['frames']:d} frames of “{escape(calibration['split'])}”, recipe "
             f"{escape(calibration['recipe']['name'])}, {len(calibration['skipped'])} frames skipped"
         )
     if evaluation := report["evaluation"]:
-        facts.append(f"verdict on {evaluation['frames']} frames of “{escape(evaluation['split'])}”")
+        facts.append(f"verdict on {evaluation['frames']:d} frames of “{escape(evaluation['split'])}”")
     body = _table(header, rows, "notes") + f"<p>Handed over: <b>{escape(report['chosen'])}</b></p><ul>{reasons}</ul>"
     return f"<h2>Build of {escape(report['name'])}</h2>{body}<ul>{''.join(f'<li>{f}</li>' for f in facts)}</ul>" + (
         _classes(report)
@@ -123,7 +126,7 @@ def _eval(document: Mapping[str, Any]) -> str:
     ]
     rows.append(("<b>mean</b>", number(document["miou"], 2, 100), number(document["dice"], 2, 100)))
     head = f"<h2>Accuracy of {escape(document['bundle'])}, {escape(document['variant'])}</h2>"
-    return f"{head}<p>{document['frames']} frames of “{escape(document['data']['split'])}”</p>" + _table(
+    return f"{head}<p>{document['frames']:d} frames of “{escape(document['data']['split'])}”</p>" + _table(
         ("class", "IoU %", "Dice %"), rows
     )
 
@@ -132,7 +135,7 @@ def _bench(document: Mapping[str, Any]) -> str:
     rows = []
     for what, key in (("engine", "latency_ms"), ("frame to mask", "end_to_end_ms")):
         latency = document[key]
-        rows.append((what, *(number(latency[p]) for p in ("p50", "p90", "p99", "min", "max")), str(latency["count"])))
+        rows.append((what, *(number(latency[p]) for p in ("p50", "p90", "p99", "min", "max")), f"{latency['count']:d}"))
     head = f"<h2>Latency of {escape(document['bundle'])}, {escape(document['variant'])}</h2>"
     return head + _table(("milliseconds", "p50", "p90", "p99", "min", "max", "frames"), rows)
 

@@ -9,7 +9,7 @@ import pytest
 from edgeseg import backends
 from edgeseg.backends.decide import decide
 from edgeseg.backends.onnxruntime import inference_session
-from edgeseg.build.candidates import candidates, cut_decision, dialect_of, threshold_of_scores
+from edgeseg.build.candidates import candidates, cut_decision, dialect_of
 from edgeseg.build.race import best_settings, race
 from edgeseg.quantize import DIALECTS, OPENVINO, quantize
 from edgeseg.types import FRAME, LOGITS
@@ -54,7 +54,7 @@ def test_the_cut_graph_and_the_host_give_the_same_mask(make: object) -> None:
     for frame in making.frames(3):
         scores = session.run([LOGITS], {FRAME: frame[None]})[0]
         expected = making.tensors_of(model.graph, ["mask"], frame[None], "all")["mask"]
-        np.testing.assert_array_equal(decide(scores, threshold_of_scores(model.spec)), expected)
+        np.testing.assert_array_equal(decide(scores, model.spec.output.score_threshold), expected)
 
 
 def test_cutting_leaves_the_model_alone() -> None:

@@ -87,11 +87,11 @@ def test_the_others_are_still_tried() -> None:
 @pytest.mark.usefixtures("mischief")
 def test_one_that_hangs_is_stopped() -> None:
     start = time.perf_counter()
-    answers = try_engines([engine("good"), engine("hang")], making.frames(2), timeout_s=5)
-    assert time.perf_counter() - start < 30
+    answers = try_engines([engine("good"), engine("hang")], making.frames(2), timeout_s=8)
+    assert time.perf_counter() - start < 40
     np.testing.assert_array_equal(answers[0], expected())
     assert isinstance(answers[1], str)
-    assert "not answered after 5 s" in answers[1]
+    assert "not answered after 8 s" in answers[1]
 
 
 def test_nothing_to_try() -> None:

@@ -12,7 +12,17 @@ import onnxruntime
 import pytest
 
 from calibration import affine
-from edgeseg.quantize import DIALECTS, ONNXRUNTIME_X86, OPENVINO, TENSORRT, Graph, place, quantize
+from edgeseg.quantize import (
+    DIALECTS,
+    ONNXRUNTIME_ARM,
+    ONNXRUNTIME_X86,
+    OPENVINO,
+    TENSORRT,
+    Dialect,
+    Graph,
+    place,
+    quantize,
+)
 from edgeseg.types import LOGITS, OnnxModel
 from tests.quantize import making, reference
 
@@ -83,8 +93,10 @@ def test_wrong_ranges_lose_much() -> None:
     assert making.snr_db(exact, ours) < 15
 
 
-def optimized(graph: bytes, level: str, path: Path) -> Counter[str]:
+def optimized(graph: bytes, level: str, path: Path, *, arm: bool = False) -> Counter[str]:
     options = onnxruntime.SessionOptions()
+    if arm:  # by default x86 turns int8 activations into uint8 where it can and leaves the rest in float
+        options.add_session_config_entry("session.qdqisint8allowed", "1")
     options.log_severity_level = 4
     options.intra_op_num_threads = 1
     options.graph_optimization_level = getattr(onnxruntime.GraphOptimizationLevel, f"ORT_ENABLE_{level.upper()}")
@@ -93,14 +105,16 @@ def optimized(graph: bytes, level: str, path: Path) -> Counter[str]:
     return Counter(node.op_type for node in onnx.load(str(path)).graph.node)
 
 
+@pytest.mark.parametrize("dialect", [ONNXRUNTIME_X86, ONNXRUNTIME_ARM], ids=["x86", "arm"])
 @pytest.mark.parametrize("level", ["all", "extended"])
 @pytest.mark.parametrize("make", [making.unet, making.everything])
-def test_onnx_runtime_runs_every_convolution_in_int8(make: Callable[[], OnnxModel], level: str, tmp_path: Path) -> None:
+def test_onnx_runtime_runs_every_convolution_in_int8(
+    make: Callable[[], OnnxModel], level: str, dialect: Dialect, tmp_path: Path
+) -> None:
     model = make()
-    placed = place(Graph(model.graph), ONNXRUNTIME_X86).convolutions
-    found = optimized(
-        quantize(model, making.table_of(model), ONNXRUNTIME_X86).graph, level, tmp_path / "optimized.onnx"
-    )
+    placed = place(Graph(model.graph), dialect).convolutions
+    made = quantize(model, making.table_of(model, recipe="mse"), dialect)
+    found = optimized(made.graph, level, tmp_path / "optimized.onnx", arm=dialect is ONNXRUNTIME_ARM)
     assert found["QLinearConv"] == len(placed) > 2
     floats = sum(found[op] for op in ("Conv", "FusedConv", "NhwcFusedConv"))
     assert floats == 1  # the head

@@ -110,9 +110,7 @@ def quantized(setup: Setup, graph: Path, cache: Path, spec: ModelSpec) -> list[R
             rows += _ours(setup, name, recipe, cache)
         else:
             row.outcome = _peer(setup, name, graph, row.notes)
-            if not row.outcome.failure:
-                _open(row, setup.work / name, spec, look)
-            rows.append(row)
+            rows += [row] if row.outcome.failure else _open(row, setup.work / name, spec, look)
         say(f"  {rows[-1].outcome.failure or f'{rows[-1].outcome.seconds:.1f} s'}" if rows[-1].outcome else "")
     return sorted(rows, key=lambda row: row.engine is None or row.engine.precision == "int8")
 
@@ -149,20 +147,31 @@ def _peer(setup: Setup, name: str, graph: Path, notes: list[str]) -> Outcome:
     return done
 
 
-def _open(row: Row, folder: Path, spec: ModelSpec, look: Frames) -> None:
-    """Give the row the fastest of its engines that answer at all."""
+def _open(row: Row, folder: Path, spec: ModelSpec, look: Frames) -> list[Row]:
+    """The row with the fastest of its engines that answer at all.
+
+    Two rows where the whole graph and the one cut at the scores answer differently, as they do for quantizers that
+    round the scores to 8 bits before the decision: a choice between them by time would be one of accuracy as well.
+    """
     try:
         engines = _engines(row.runtime, folder, spec)
         answers = try_engines(engines, look)
     except EdgesegError as error:
         row.notes.append(str(error))
-        return
-    for engine, answer in zip(engines, answers, strict=True):
-        if isinstance(answer, str):
-            row.notes.append(f"{engine.name}: {answer}")
-    good = [engine for engine, answer in zip(engines, answers, strict=True) if not isinstance(answer, str)]
-    if good:
-        row.engine = best_settings(good, [frame[None] for frame in look], rounds=TUNE)
+        return [row]
+    row.notes += [f"{e.name}: {answer}" for e, answer in zip(engines, answers, strict=True) if isinstance(answer, str)]
+    masks = {e.name: answer for e, answer in zip(engines, answers, strict=True) if not isinstance(answer, str)}
+    good = [engine for engine in engines if engine.name in masks]
+    groups = {row.title: good}
+    decided = {d: [e for e in good if e.settings["decision"] == d] for d in ("graph", "host")}
+    firsts = [masks[group[0].name] for group in decided.values() if group]
+    if len(firsts) == 2 and not np.array_equal(firsts[0], firsts[1]):
+        groups = {f"{row.title}, decision in {d}": group for d, group in decided.items()}
+    frames = [frame[None] for frame in look]
+    return [
+        replace(row, title=title, engine=best_settings(group, frames, rounds=TUNE) if group else None)
+        for title, group in groups.items()
+    ]
 
 
 def _engines(backend: str, folder: Path, spec: ModelSpec) -> list[Engine]:

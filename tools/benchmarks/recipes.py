@@ -23,6 +23,7 @@ from edgeseg.measure.machine import peak_rss_mb
 from edgeseg.types import FRAME, LOGITS, Frames
 
 BUNDLE = "out.edgeseg"
+NOT_QUANTIZING = ("export", "candidates", "evaluate", "race")  # steps of a build of ours
 
 
 @dataclass(frozen=True, slots=True)
@@ -56,13 +57,12 @@ class Batches:
     job: Job
 
     def __iter__(self) -> Iterator[Frames]:
-        stored = np.load(self.job.frames, mmap_mode="r")
-        for index in range(self.job.count):
-            yield np.array(stored[index : index + 1])
+        for index in range(self.job.count):  # mapped anew each time: pages that stay mapped count as memory
+            yield np.array(np.load(self.job.frames, mmap_mode="r")[index : index + 1])
 
 
 def _edgeseg(job: Job) -> dict[str, Any]:
-    """The whole build for one backend. `other_s`: seconds of the steps that no peer does (measuring, choosing)."""
+    """The whole build for one backend. `other_s`: its seconds for what no peer does, such as measuring and choosing."""
     from calibration import from_json
     from edgeseg import backends, pipeline, quantize
     from edgeseg.build.candidates import dialect_of
@@ -74,7 +74,7 @@ def _edgeseg(job: Job) -> dict[str, Any]:
     out = Path(job.folder) / BUNDLE
     built = pipeline.build(**job.build, out=out, console=console)
     whole = time.perf_counter() - start
-    other = sum(console.seconds.get(step, 0.0) for step in ("export", "candidates", "evaluate", "race"))
+    other = whole - sum(s for step, s in console.seconds.items() if step not in NOT_QUANTIZING)
     backend, files = job.build["backend"], built.bundle.files
     if job.build["precision"] == "int8":
         # `candidates` writes the INT8 graph and times settings; the writing is done once more, to count it alone.
@@ -82,7 +82,7 @@ def _edgeseg(job: Job) -> dict[str, Any]:
         model = OnnxModel(files["fp32.onnx"], built.bundle.spec)
         int8 = quantize.quantize(model, from_json(files["scales.json"].decode()), dialect)
         backends.get(backend).convert(int8.graph)
-    return {"build_s": whole, "other_s": other, "chosen": built.bundle.chosen}
+    return {"build_s": whole, "other_s": other, "steps": console.seconds, "chosen": built.bundle.chosen}
 
 
 def _edgeseg_calibrate(job: Job) -> dict[str, Any]:
