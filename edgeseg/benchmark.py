@@ -30,7 +30,7 @@ def bench(
     clock: Callable[[], int] = time.perf_counter_ns,
     console: Console | None = None,
 ) -> list[dict[str, Any]]:
-    """Measure each bundle for `seconds`, and until a p90 can be stated: one document for each.
+    """Measure each bundle for `seconds` in all, and until a p90 can be stated: one document for each.
 
     `latency_ms`: from a frame of the network's size to its mask, one frame at a time. `end_to_end_ms`: from a frame of
     the size that `frames` have, resizing included. Without `frames` (uint8 (H, W, 3)) the bundle's own reference
@@ -71,7 +71,7 @@ def bench(
             runs[f"{key}/engine"] = InTurn(segmenter.run, [_prepared(segmenter, frame)[None] for frame in own])
             runs[f"{key}/whole"] = InTurn(segmenter, own)
         console.say(f"bench      {len(bundles)} bundle(s), {seconds:g} s each, taking turns")
-        times = interleave(runs, rounds=LEAST_SAMPLES, warmup=5, seconds=2 * seconds * len(opened), clock=clock)
+        times = interleave(runs, rounds=LEAST_SAMPLES, warmup=5, seconds=seconds * len(opened), clock=clock)
     for document, (key, _, own) in zip(documents, opened, strict=True):
         latency = summarize(times[f"{key}/engine"])
         document |= {

@@ -135,13 +135,15 @@ def _single(session: Session) -> Callable[[Pixels], Mask]:
 
 
 def _identity(engine: Engine) -> str:
-    """A hash of all that an engine's masks depend on."""
-    return cache.key(
-        engine.backend,
-        get(engine.backend).version(),
-        sorted(engine.settings.items()),
-        *(part for name in sorted(engine.files) for part in (name.rsplit("/")[-1], engine.files[name])),
-    )
+    """A hash of all that an engine's masks depend on.
+
+    Who decides between equal scores does not change a mask. A converted file may differ from one conversion to the
+    next, so the graph it was made from counts instead, where that is known.
+    """
+    files = [part for name in sorted(engine.files) for part in (name.rsplit("/")[-1], engine.files[name])]
+    settings = {key: value for key, value in engine.settings.items() if key != "decision"}
+    made_from = [engine.source] if engine.source else files
+    return cache.key(engine.backend, get(engine.backend).version(), sorted(settings.items()), *made_from)
 
 
 def _to_json(accuracy: Accuracy) -> bytes:

@@ -12,7 +12,7 @@ from pathlib import Path
 import pytest
 
 ROOT = Path(__file__).resolve().parents[1]
-STAGES = {"intake", "rewrite", "distill", "export", "quantize", "build", "runtime", "report"}
+STAGES = {"intake", "rewrite", "distill", "export", "quantize", "trials", "runtime", "report"}
 HEAVY = {"torch", "onnx", "cv2", "onnxruntime", "openvino", "onnxslim", "onnxscript", "tensorrt"}
 # Nothing in these makes sense without torch: networks are classes of its nn.Module. Who needs them imports them late.
 TORCH_ONLY = ("edgeseg.intake.torch_files", "edgeseg.intake.weights", "edgeseg.zoo.u_net")
@@ -67,7 +67,7 @@ def test_stages_import_no_other_stage(path: Path) -> None:
 def test_a_crossing_is_found() -> None:
     assert crossings("quantize", "from edgeseg.export import fuse") == {"export"}
     assert crossings("quantize", "def f():\n    from edgeseg import report, types") == {"report"}
-    assert crossings("bundle", "import edgeseg.build.race") == {"build"}
+    assert crossings("bundle", "import edgeseg.trials.race") == {"trials"}
     assert crossings("quantize", "from edgeseg.quantize.graph import Graph\nfrom edgeseg.types import Mask") == set()
     assert crossings("cli", "from edgeseg.report.text import table") == set()
 

@@ -33,6 +33,7 @@ class Engine:
     graph: str
     files: Mapping[str, bytes]
     settings: Settings = field(default_factory=dict)
+    source: str = ""  # hash of the ONNX graph that the files were made from, where that is known
 
 
 class Session(Protocol):

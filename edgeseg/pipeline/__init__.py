@@ -13,9 +13,6 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, get_args
 
-from edgeseg.build import document
-from edgeseg.build.choose import Measured, choose
-from edgeseg.build.race import race
 from edgeseg.bundle import Bundle, write_bundle
 from edgeseg.console import Console
 from edgeseg.data import load_dataset
@@ -29,6 +26,9 @@ from edgeseg.pipeline.engines import engines_for, measured_accuracy
 from edgeseg.pipeline.frames import QUICK, Effort, frames_for, look_at
 from edgeseg.pipeline.ingest import ingest, profiled
 from edgeseg.spec import spec_for
+from edgeseg.trials import document
+from edgeseg.trials.choose import Measured, choose
+from edgeseg.trials.race import race
 from edgeseg.types import Precision
 
 __all__ = ["Built", "build", "profiled"]

@@ -21,12 +21,12 @@ from calibration import (
 )
 from edgeseg import backends, cache, quantize
 from edgeseg.backends.onnxruntime import probe
-from edgeseg.build.candidates import dialect_of
 from edgeseg.console import Console
 from edgeseg.data import Reading
 from edgeseg.errors import BadInput
 from edgeseg.measure.machine import machine
 from edgeseg.pipeline.frames import prepared
+from edgeseg.trials.candidates import dialect_of
 from edgeseg.types import OnnxModel, Pixels
 
 Biases = dict[int, dict[str, NDArray[np.float32]]]  # bits of the weights → node → bias

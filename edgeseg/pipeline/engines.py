@@ -11,9 +11,6 @@ from calibration import ScaleTable
 from edgeseg import backends, quantize
 from edgeseg.backends import Engine
 from edgeseg.backends.onnxruntime import probe
-from edgeseg.build.candidates import candidates
-from edgeseg.build.isolate import try_engines
-from edgeseg.build.race import best_settings
 from edgeseg.console import Console
 from edgeseg.data import Dataset, Reading
 from edgeseg.errors import MissingOnMachine, ModelError
@@ -21,6 +18,9 @@ from edgeseg.evaluation import accuracies
 from edgeseg.measure.evaluate import Accuracy
 from edgeseg.pipeline.calibrate import Biases, dialect_for
 from edgeseg.pipeline.frames import Effort
+from edgeseg.trials.candidates import candidates
+from edgeseg.trials.isolate import try_engines
+from edgeseg.trials.race import best_settings
 from edgeseg.types import MASK, Frames, Masks, ModelSpec, OnnxModel, Pixels, Precision
 
 LEAST_AGREEMENT = 0.5  # with FP32, of an engine just opened: below, it is not a loss of accuracy but a wrong answer
@@ -50,15 +50,15 @@ def engines_for(
                     groups[name, kind] = candidates(model, name, kind)[: effort.settings]
                 except ModelError as error:  # another runtime may know the operators that this one does not
                     failed[f"{name}-{kind}"] = str(error)
-        tried = [engine.name for engines in groups.values() for engine in engines]
-        isolated = [e for engines in groups.values() for e in engines if backends.get(e.backend).isolate]
-        failed |= _failing(isolated, fp32_masks(fp32, frames), np.stack(frames))
+        everyone = [engine for engines in groups.values() for engine in engines]
+        failed |= _failing(everyone, fp32_masks(fp32, frames), np.stack(frames))
         rejected = [{"name": name, "why": why} for name, why in failed.items()]
         finalists: list[Engine] = []
         for (name, kind), engines in groups.items():
             if good := [engine for engine in engines if engine.name not in failed]:
                 best = best_settings(good, [frame[None] for frame in frames], rounds=effort.tune)
                 finalists.append(replace(best, name=f"{name}-{kind}"))
+        tried = [engine.name for engine in everyone]
         step.note = f"{len(tried)} settings of {len(finalists)} engines timed on {', '.join(names)}"
     for row in rejected:
         console.say(f"           out: {row['name']}: {row['why']}")
@@ -92,14 +92,29 @@ def fp32_masks(fp32: OnnxModel, frames: Sequence[Pixels]) -> Masks:
 
 
 def _failing(engines: Sequence[Engine], expected: Masks, frames: Frames) -> dict[str, str]:
-    """The engines that crash, refuse or answer nonsense in a child process, and what happened."""
+    """The engines that crash, refuse or answer nonsense, and what happened. Those that could crash run in a child."""
+    isolated = [engine for engine in engines if backends.get(engine.backend).isolate]
+    answers = dict(zip((engine.name for engine in isolated), try_engines(isolated, frames), strict=True))
+    for engine in engines:
+        if engine.name not in answers:
+            answers[engine.name] = _masks(engine, frames)
     failed: dict[str, str] = {}
-    for engine, answer in zip(engines, try_engines(engines, frames), strict=True):
+    for name, answer in answers.items():
         if isinstance(answer, str):
-            failed[engine.name] = answer
+            failed[name] = answer
+        elif answer.shape != expected.shape:
+            failed[name] = f"wrong answers: masks of shape {answer.shape} instead of {expected.shape}"
         elif (equal := float(np.mean(answer == expected))) < LEAST_AGREEMENT:
-            failed[engine.name] = f"wrong answers: {100 * equal:.1f} % of its labels are those of the FP32 graph"
+            failed[name] = f"wrong answers: {100 * equal:.1f} % of its labels are those of the FP32 graph"
     return failed
+
+
+def _masks(engine: Engine, frames: Frames) -> Masks | str:
+    try:
+        with backends.open_engine(engine) as session:
+            return np.concatenate([session.run(frame[None]) for frame in frames])
+    except ModelError as error:
+        return str(error)
 
 
 def measured_accuracy(

@@ -108,25 +108,32 @@ def _pair(graph: Graph, tensor: str, found: Quantizer, dialect: Dialect) -> list
     from onnx import helper
 
     kind = np.int8 if dialect.activations.signed else np.uint8
-    scale = graph.add_constant(f"{tensor}_scale", np.array(found.scale, np.float32))
-    zero = graph.add_constant(f"{tensor}_zero_point", np.array(found.zero_point, kind))
+    scale = graph.add_constant(f"edgeseg/{tensor}/scale", np.array(found.scale, np.float32))
+    zero = graph.add_constant(f"edgeseg/{tensor}/zero_point", np.array(found.zero_point, kind))
     return [
-        helper.make_node("QuantizeLinear", [tensor, scale, zero], [f"{tensor}_q"], f"{tensor}/quantize"),
-        helper.make_node("DequantizeLinear", [f"{tensor}_q", scale, zero], [f"{tensor}_dq"], f"{tensor}/dequantize"),
+        helper.make_node(
+            "QuantizeLinear", [tensor, scale, zero], [f"edgeseg/{tensor}/q"], f"edgeseg/{tensor}/quantize"
+        ),
+        helper.make_node(
+            "DequantizeLinear",
+            [f"edgeseg/{tensor}/q", scale, zero],
+            [f"edgeseg/{tensor}/dq"],
+            f"edgeseg/{tensor}/dequantize",
+        ),
     ]
 
 
 def _fake_quantize(graph: Graph, tensor: str, found: Quantizer, dialect: Dialect) -> list[onnx.NodeProto]:
     from onnx import helper
 
-    low = graph.add_constant(f"{tensor}_low", np.array(found.low, np.float32))
-    high = graph.add_constant(f"{tensor}_high", np.array(found.high, np.float32))
+    low = graph.add_constant(f"edgeseg/{tensor}/low", np.array(found.low, np.float32))
+    high = graph.add_constant(f"edgeseg/{tensor}/high", np.array(found.high, np.float32))
     return [
         helper.make_node(
             "FakeQuantize",
             [tensor, low, high, low, high],
-            [f"{tensor}_dq"],
-            f"{tensor}/quantize",
+            [f"edgeseg/{tensor}/dq"],
+            f"edgeseg/{tensor}/quantize",
             domain=_OPENVINO_DOMAIN,
             levels=2**dialect.activations.bits,
         )
@@ -152,40 +159,40 @@ def _weights(
     # A channel of next to no weights, which batch norm switched off, must not make steps too fine for its bias.
     least = 0.0 if integer_scale is None or bias is None else np.abs(bias) / (integer_scale * _MOST_BIAS)
     integers, scales = rounded(weights, dialect.weight_bits, least)
-    stem = f"{node.name}/weight"
+    stem = f"edgeseg/{node.name}/weight"
     added = [
         helper.make_node(
             "DequantizeLinear",
             [
-                graph.add_constant(f"{stem}_q", integers),
-                graph.add_constant(f"{stem}_scale", scales),
-                graph.add_constant(f"{stem}_zero_point", np.zeros(len(scales), np.int8)),
+                graph.add_constant(f"{stem}/q", integers),
+                graph.add_constant(f"{stem}/scale", scales),
+                graph.add_constant(f"{stem}/zero_point", np.zeros(len(scales), np.int8)),
             ],
-            [f"{stem}_dq"],
+            [f"{stem}/dq"],
             f"{stem}/dequantize",
             axis=0,
         )
     ]
-    node.input[1] = f"{stem}_dq"
+    node.input[1] = f"{stem}/dq"
     if bias is None:
         return added
-    stem = f"{node.name}/bias"
+    stem = f"edgeseg/{node.name}/bias"
     if integer_scale is not None:
         bias_scales = scales.astype(np.float64) * integer_scale
         added.append(
             helper.make_node(
                 "DequantizeLinear",
                 [
-                    graph.add_constant(f"{stem}_q", np.rint(bias / bias_scales).astype(np.int32)),
-                    graph.add_constant(f"{stem}_scale", bias_scales.astype(np.float32)),
-                    graph.add_constant(f"{stem}_zero_point", np.zeros(len(scales), np.int32)),
+                    graph.add_constant(f"{stem}/q", np.rint(bias / bias_scales).astype(np.int32)),
+                    graph.add_constant(f"{stem}/scale", bias_scales.astype(np.float32)),
+                    graph.add_constant(f"{stem}/zero_point", np.zeros(len(scales), np.int32)),
                 ],
-                [f"{stem}_dq"],
+                [f"{stem}/dq"],
                 f"{stem}/dequantize",
                 axis=0,
             )
         )
-        value = f"{stem}_dq"
+        value = f"{stem}/dq"
     else:
         value = graph.add_constant(stem, bias)
     if len(node.input) > 2:

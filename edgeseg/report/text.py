@@ -64,7 +64,7 @@ def build_table(report: Mapping[str, Any]) -> str:
 def _frames(report: Mapping[str, Any]) -> str:
     evaluation = report["evaluation"]
     if evaluation is None:
-        return "no frames were given, so nothing is known about accuracy"
+        return "there were no frames to judge by, so nothing is known about accuracy"
     what = f"{evaluation['frames']} frames of '{evaluation['split']}'"
     if not evaluation["labelled"]:
         return f"accuracy is agreement with the FP32 masks on {what}, which have no labels"

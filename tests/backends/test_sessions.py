@@ -13,8 +13,8 @@ import pytest
 from edgeseg import backends
 from edgeseg.backends import Engine, open_engine
 from edgeseg.backends.onnxruntime import probe
-from edgeseg.build.candidates import candidates
 from edgeseg.errors import BadInput, MissingOnMachine, ModelError
+from edgeseg.trials.candidates import candidates
 from edgeseg.types import Frames, OnnxModel
 from tests.quantize import making
 

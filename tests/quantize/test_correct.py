@@ -36,7 +36,7 @@ def test_the_shift_is_the_mean_of_what_rounding_changes() -> None:
                 mean = padded[:, dy : dy + height, dx : dx + width].mean((1, 2))
                 shift += (weights["conv1.w"][:, :, dy, dx] - rounded_weights[:, :, dy, dx]) @ mean / 4
     np.testing.assert_allclose(given["node_conv1"], weights["conv1.b"] + shift, atol=1e-5)
-    assert constants["node_conv1/weight_q"].shape == (8, 3, 3, 3)
+    assert constants["edgeseg/node_conv1/weight/q"].shape == (8, 3, 3, 3)
 
 
 def test_a_network_of_few_bits_comes_closer_to_fp32() -> None:

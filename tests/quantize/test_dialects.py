@@ -93,7 +93,7 @@ def test_onnx_runtime_has_its_integers(dialect: str, kind: type, limit: int) -> 
     made = quantize(model, making.table_of(model), DIALECTS[dialect]).graph
     constants, nodes = making.constants(made), making.parsed(made).graph.node
     assert {constants[n.input[2]].dtype.type for n in nodes if n.op_type == "QuantizeLinear"} == {kind}
-    biases = [n for n in nodes if n.op_type == "DequantizeLinear" and n.input[0].endswith("bias_q")]
+    biases = [n for n in nodes if n.op_type == "DequantizeLinear" and n.input[0].endswith("bias/q")]
     assert len(biases) == 7  # all INT8 convolutions but conv4, which has none
     assert all(constants[n.input[0]].dtype == np.int32 for n in biases)
     weights = [constants[n.input[0]] for n in nodes if n.op_type == "DequantizeLinear" and "weight" in n.input[0]]
@@ -108,7 +108,7 @@ def test_integer_bias_has_the_scale_of_input_times_weights() -> None:
     float_bias = making.constants(model.graph)
     checked = 0
     for node in graph.nodes:
-        if node.op_type != "Conv" or len(node.input) < 3 or not node.input[2].endswith("_dq"):
+        if node.op_type != "Conv" or len(node.input) < 3 or not node.input[2].endswith("/dq"):
             continue
         x, w, b = (graph.producer(tensor) for tensor in node.input)
         assert x is not None
@@ -170,10 +170,10 @@ def test_moves_keep_the_scale_of_what_they_move() -> None:
     constants = making.constants(made)
     for moved, source in (("pool", "relu1"), ("up", "relu2")):
         for part in ("scale", "zero_point"):
-            assert constants[f"{moved}_{part}"] == constants[f"{source}_{part}"]
+            assert constants[f"edgeseg/{moved}/{part}"] == constants[f"edgeseg/{source}/{part}"]
     # relu2 goes nowhere but into the concatenation and takes its scale at once; relu1 also goes elsewhere
-    assert constants["relu2_scale"] == constants["concat_scale"]
-    assert constants["relu1_scale"] <= constants["concat_scale"]
+    assert constants["edgeseg/relu2/scale"] == constants["edgeseg/concat/scale"]
+    assert constants["edgeseg/relu1/scale"] <= constants["edgeseg/concat/scale"]
 
 
 def test_every_reason_for_float_is_said() -> None:

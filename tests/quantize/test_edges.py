@@ -80,7 +80,7 @@ def test_two_heads_on_one_feature(dialect: Dialect) -> None:
     model = net.model(net.conv(net.relu(net.op("Add", [left, right], "sum"), "relu2"), "head", 3, 1))
     made = quantize(model, making.table_of(model), dialect)
     readers = {n.name: n.input[0] for n in making.parsed(made.graph).graph.node if n.op_type == "Conv"}
-    assert readers["node_left"] == readers["node_right"] == "relu1_dq"
+    assert readers["node_left"] == readers["node_right"] == "edgeseg/relu1/dq"
     runs(made)
 
 
@@ -89,7 +89,7 @@ def test_the_image_itself_is_quantized_before_the_first_convolution(dialect: Dia
     model = making.unet()
     made = quantize(model, making.table_of(model), dialect)
     (first,) = (n for n in making.parsed(made.graph).graph.node if n.name == "node_conv1")
-    assert first.input[0] == "image_dq"
+    assert first.input[0] == "edgeseg/image/dq"
 
 
 @EVERY
@@ -191,7 +191,7 @@ def test_names_that_are_missing_or_doubled_are_no_obstacle() -> None:
     made = quantize(unnamed, making.table_of(model), TENSORRT)
     named = quantize(model, making.table_of(model), TENSORRT)
     np.testing.assert_array_equal(runs(made), runs(named))
-    assert sum("weight_q" in name for name in making.constants(made.graph)) == 4
+    assert sum("weight/q" in name for name in making.constants(made.graph)) == 4
 
 
 def test_what_a_branch_reads_is_kept() -> None:

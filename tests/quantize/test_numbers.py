@@ -36,19 +36,19 @@ def first_convolution(dialect: str, frame: int, optimization: str) -> tuple[maki
     constants = making.constants(made)
     batch = making.frames()[frame][None]
     low, high = (-128, 127) if dialect in SIGNED else (0, 255)
-    scale = {name: float(constants[f"{name}_scale"]) for name in ("image", "relu1")}
-    zero = {name: int(constants[f"{name}_zero_point"]) for name in ("image", "relu1")}
-    got = making.tensors_of(made, ["image", "relu1_q"], batch, optimization)
+    scale = {name: float(constants[f"edgeseg/{name}/scale"]) for name in ("image", "relu1")}
+    zero = {name: int(constants[f"edgeseg/{name}/zero_point"]) for name in ("image", "relu1")}
+    got = making.tensors_of(made, ["image", "edgeseg/relu1/q"], batch, optimization)
     codes = reference.quantized(got["image"][0], scale["image"], zero["image"], low, high)
-    weights, weight_scales = constants["node_conv1/weight_q"], constants["node_conv1/weight_scale"]
-    if "node_conv1/bias_q" in constants:
-        bias = constants["node_conv1/bias_q"]
+    weights, weight_scales = constants["edgeseg/node_conv1/weight/q"], constants["edgeseg/node_conv1/weight/scale"]
+    if "edgeseg/node_conv1/bias/q" in constants:
+        bias = constants["edgeseg/node_conv1/bias/q"]
     else:
-        bias = np.rint(constants["node_conv1/bias"] / (scale["image"] * weight_scales.astype(np.float64)))
+        bias = np.rint(constants["edgeseg/node_conv1/bias"] / (scale["image"] * weight_scales.astype(np.float64)))
     sums = reference.convolved(codes, zero["image"], weights, bias)
     wanted = reference.requantized(sums, scale["image"], weight_scales, scale["relu1"], zero["relu1"], low, high)
     wanted = np.maximum(wanted, zero["relu1"])  # the ReLU
-    return got["relu1_q"][0].astype(np.int64), wanted
+    return got["edgeseg/relu1/q"][0].astype(np.int64), wanted
 
 
 @pytest.mark.parametrize("optimization", ["off", "all"])
@@ -84,7 +84,7 @@ def test_wrong_ranges_lose_much() -> None:
     model = making.unet()
     made = making.parsed(quantize(model, making.table_of(model), ONNXRUNTIME_X86).graph)
     for tensor in made.graph.initializer:
-        if tensor.name in ("relu1_scale", "pool_scale"):
+        if tensor.name in ("edgeseg/relu1/scale", "edgeseg/pool/scale"):
             halved = onnx.numpy_helper.to_array(tensor) / np.float32(4)
             tensor.CopyFrom(onnx.numpy_helper.from_array(halved, tensor.name))
     frame = making.frames(1, seed=5)
@@ -150,9 +150,9 @@ def test_a_channel_of_tiny_weights_keeps_its_bias() -> None:
     made = quantize(model, making.table_of(model), ONNXRUNTIME_X86)
     frame = making.frames(1)
     exact = making.tensors_of(model.graph, ["relu1"], frame)["relu1"][0, 1]
-    ours = making.tensors_of(made.graph, ["relu1_dq"], frame)["relu1_dq"][0, 1]
+    ours = making.tensors_of(made.graph, ["edgeseg/relu1/dq"], frame)["edgeseg/relu1/dq"][0, 1]
     assert exact.min() == pytest.approx(0.7, abs=1e-4)
-    step = float(making.constants(made.graph)["relu1_scale"])
+    step = float(making.constants(made.graph)["edgeseg/relu1/scale"])
     assert np.abs(exact - ours).max() <= step
 
 
@@ -167,9 +167,9 @@ def test_a_given_bias_replaces_the_networks() -> None:
         constants = making.constants(quantize(model, table, dialect, bias=given).graph)
         for name, bias in given.items():
             if dialect.integer_bias:
-                back = constants[f"{name}/bias_q"] * constants[f"{name}/bias_scale"].astype(np.float64)
+                back = constants[f"edgeseg/{name}/bias/q"] * constants[f"edgeseg/{name}/bias/scale"].astype(np.float64)
             else:
-                back = constants[f"{name}/bias"]
+                back = constants[f"edgeseg/{name}/bias"]
             np.testing.assert_allclose(back, bias, rtol=1e-3)
 
 
@@ -228,7 +228,7 @@ def test_ranges_come_from_the_tables_recipe() -> None:
     constants = making.constants(quantize(model, table, TENSORRT).graph)
     seen = table.seen("image")
     scale, _ = affine(min(seen.minimum, 0), max(seen.maximum, 0), TENSORRT.activations)
-    assert constants["image_scale"] == scale
+    assert constants["edgeseg/image/scale"] == scale
 
 
 def test_openvino_runs_every_convolution_in_int8() -> None:

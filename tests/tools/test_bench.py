@@ -12,7 +12,10 @@ import pytest
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[2] / "tools"))
 
-from benchmarks import child, memory, peers, steps
+import benchmarks.child as child
+import benchmarks.memory as memory
+import benchmarks.peers as peers
+import benchmarks.steps as steps
 from benchmarks.recipes import Job
 
 from edgeseg.backends import open_engine

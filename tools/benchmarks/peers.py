@@ -19,9 +19,6 @@ import numpy as np
 from benchmarks.child import Outcome, missing, run
 from benchmarks.recipes import BUNDLE, RECIPES, Job, Recipe
 from edgeseg.backends import Engine, get
-from edgeseg.build.candidates import candidates, cut_decision
-from edgeseg.build.isolate import try_engines
-from edgeseg.build.race import best_settings, race
 from edgeseg.bundle import Bundle, read_bundle
 from edgeseg.console import Console
 from edgeseg.data import fit, load_dataset, pick, read
@@ -32,6 +29,9 @@ from edgeseg.measure.evaluate import Accuracy
 from edgeseg.measure.latency import ratio_interval, samples_needed, summarize
 from edgeseg.segmenter import engine_of
 from edgeseg.spec import spec_for
+from edgeseg.trials.candidates import candidates, cut_decision
+from edgeseg.trials.isolate import try_engines
+from edgeseg.trials.race import best_settings, race
 from edgeseg.types import Frames, ModelSpec, OnnxModel
 
 LOOK = 8  # frames to time with

@@ -65,9 +65,9 @@ def _edgeseg(job: Job) -> dict[str, Any]:
     """The whole build for one backend. `other_s`: its seconds for what no peer does, such as measuring and choosing."""
     from calibration import from_json
     from edgeseg import backends, pipeline, quantize
-    from edgeseg.build.candidates import dialect_of
     from edgeseg.console import Console
     from edgeseg.measure.machine import machine
+    from edgeseg.trials.candidates import dialect_of
     from edgeseg.types import OnnxModel
 
     console, start = Console(), time.perf_counter()

@@ -50,7 +50,7 @@ def try_engines(engines: Sequence[Engine], frames: Frames, timeout_s: float = 18
 
 def _run_child(folder: Path, first: int, last: int, timeout_s: float) -> str:
     """How the child ended, in words: read only when it did not answer."""
-    command = [sys.executable, "-m", "edgeseg.build.isolate", str(folder), str(first), str(last)]
+    command = [sys.executable, "-m", "edgeseg.trials.isolate", str(folder), str(first), str(last)]
     path = str(Path(__file__).resolve().parents[2])
     try:
         done = subprocess.run(
@@ -59,7 +59,9 @@ def _run_child(folder: Path, first: int, last: int, timeout_s: float) -> str:
     except subprocess.TimeoutExpired:
         return f"it had not answered after {timeout_s:.0f} s and was stopped"
     if done.returncode < 0:
-        return f"it ended the process by {signal.Signals(-done.returncode).name} while opening or running"
+        known = {int(s): s.name for s in signal.Signals}
+        name = known.get(-done.returncode, f"signal {-done.returncode}")
+        return f"it ended the process by {name} while opening or running"
     lines = done.stderr.decode(errors="replace").strip().splitlines()
     return f"its process ended with exit code {done.returncode}: {lines[-1] if lines else 'without a word'}"
 

@@ -38,7 +38,9 @@ def candidates(model: OnnxModel, backend: str, precision: Precision) -> tuple[En
             told: Settings = {**settings, "decision": decision, **one_channel}
             label = ",".join(str(value) for value in (*settings.values(), decision))
             engines.append(
-                Engine(f"{backend}-{precision}[{label}]", backend, precision, next(iter(parts)), parts, told)
+                Engine(
+                    f"{backend}-{precision}[{label}]", backend, precision, next(iter(parts)), parts, told, model.digest
+                )
             )
     return tuple(engines)
 

@@ -4,8 +4,8 @@ from __future__ import annotations
 
 import pytest
 
-from edgeseg.build.choose import Measured, choose
 from edgeseg.errors import AccuracyFailed
+from edgeseg.trials.choose import Measured, choose
 from edgeseg.types import Precision
 
 

@@ -9,9 +9,9 @@ import pytest
 from edgeseg import backends
 from edgeseg.backends.decide import decide
 from edgeseg.backends.onnxruntime import inference_session
-from edgeseg.build.candidates import candidates, cut_decision, dialect_of
-from edgeseg.build.race import best_settings, race
 from edgeseg.quantize import DIALECTS, OPENVINO, quantize
+from edgeseg.trials.candidates import candidates, cut_decision, dialect_of
+from edgeseg.trials.race import best_settings, race
 from edgeseg.types import FRAME, LOGITS
 from tests.backends.test_sessions import class_map, one_channel
 from tests.quantize import making

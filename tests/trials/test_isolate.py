@@ -14,8 +14,8 @@ import numpy as np
 import pytest
 
 from edgeseg.backends import Engine
-from edgeseg.build.candidates import candidates
-from edgeseg.build.isolate import try_engines
+from edgeseg.trials.candidates import candidates
+from edgeseg.trials.isolate import try_engines
 from tests.quantize import making
 
 MISCHIEF = """
