@@ -72,7 +72,7 @@ def main() -> None:
     show_default=True,
     help="Points of mIoU (without labels: of agreement with FP32) that may be lost.",
 )
-@click.option("--quick", is_flag=True, help="Fewer frames and rounds: a first look.")
+@click.option("--quick", is_flag=True, help="A first look: fewer frames and rounds, no bias correction.")
 @click.option("--dynamic", is_flag=True, help="Any batch and frame size, instead of one frame of the spec's size.")
 @click.option("--opset", type=click.IntRange(17, 21), help="ONNX opset of the graph.  [default: 17]")
 @click.option("--trust-pickle", is_flag=True, help="Load a pickled module. It can run any code: only if you made it.")

@@ -68,7 +68,7 @@ def test_a_crossing_is_found() -> None:
     assert crossings("quantize", "from edgeseg.export import fuse") == {"export"}
     assert crossings("quantize", "def f():\n    from edgeseg import report, types") == {"report"}
     assert crossings("bundle", "import edgeseg.trials.race") == {"trials"}
-    assert crossings("quantize", "from edgeseg.quantize.graph import Graph\nfrom edgeseg.types import Mask") == set()
+    assert crossings("quantize", "from edgeseg.quantize.write import quantize\nfrom edgeseg.types import Mask") == set()
     assert crossings("cli", "from edgeseg.report.text import table") == set()
 
 

@@ -21,8 +21,8 @@ from edgeseg.evaluation import class_names
 from edgeseg.measure.latency import summarize
 from edgeseg.measure.machine import machine, peak_rss_mb, versions
 from edgeseg.pipeline.assemble import assemble
-from edgeseg.pipeline.calibrate import calibrated, corrected, recipe_named
-from edgeseg.pipeline.engines import engines_for, measured_accuracy
+from edgeseg.pipeline.calibrate import calibrated, quantized, recipe_named
+from edgeseg.pipeline.engines import engines_for, measured_accuracy, runtimes
 from edgeseg.pipeline.frames import QUICK, Effort, frames_for, look_at
 from edgeseg.pipeline.ingest import ingest, profiled
 from edgeseg.spec import spec_for
@@ -68,7 +68,7 @@ def build(
     `model`: state dict, TorchScript, .pt2, .onnx, or a pickled module with `trust_pickle`. `spec`: by default the
     TOML file beside it. `data`, `split`: frames to calibrate on, needed for "int8". `eval_split`: frames for the
     verdict, by default "val" if there is one, else what `split` has left. `max_miou_drop`: points of 100 (without
-    labels, of agreement with FP32). `quick`: fewer frames and rounds, for a first look.
+    labels, of agreement with FP32). `quick`: fewer frames and rounds and no bias correction, for a first look.
 
     Raises ModelError, SpecError, DatasetError, ParityFailed (the graph does not compute what the network computes),
     AccuracyFailed (no engine is accurate enough), MissingOnMachine (a package is not installed).
@@ -101,11 +101,12 @@ def build(
         use_cache=use_cache,
         console=console,
     )
-    table, biases = None, None
+    table, int8 = None, {}
+    runs_on = runtimes(backend)
     if precision == "int8" and calibration is not None:
         table = calibrated(fp32, calibration, chosen_recipe, use_cache, console)
-        biases = corrected(fp32, look, console)
-    engines, rejected, tried = engines_for(fp32, table, biases, precision, backend, look, effort, console)
+        int8 = quantized(fp32, table, runs_on, look[: effort.correct], use_cache, console)
+    engines, rejected, tried = engines_for(fp32, int8, runs_on, precision, look, effort, console)
     accuracy = measured_accuracy(engines, read_spec, dataset, verdict, use_cache, console)
     with console.step("race") as step:
         times = race(engines, [frame[None] for frame in look], rounds=effort.rounds, limit_s=effort.limit_s)

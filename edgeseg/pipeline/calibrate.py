@@ -2,11 +2,11 @@
 
 from __future__ import annotations
 
+import io
 from collections.abc import Sequence
 from pathlib import Path
 
 import numpy as np
-from numpy.typing import NDArray
 
 from calibration import (
     SCHEMA,
@@ -19,7 +19,7 @@ from calibration import (
     load_recipe,
     to_json,
 )
-from edgeseg import backends, cache, quantize
+from edgeseg import __version__, cache, quantize
 from edgeseg.backends.onnxruntime import probe
 from edgeseg.console import Console
 from edgeseg.data import Reading
@@ -28,8 +28,6 @@ from edgeseg.measure.machine import machine
 from edgeseg.pipeline.frames import prepared
 from edgeseg.trials.candidates import dialect_of
 from edgeseg.types import OnnxModel, Pixels
-
-Biases = dict[int, dict[str, NDArray[np.float32]]]  # bits of the weights → node → bias
 
 
 def recipe_named(name: str | Path) -> Recipe:
@@ -69,15 +67,49 @@ def calibrated(model: OnnxModel, reading: Reading, recipe: Recipe, use_cache: bo
     return table
 
 
-def corrected(model: OnnxModel, frames: Sequence[Pixels], console: Console) -> Biases:
-    """Biases that take back what rounding the weights shifts, for the weights of this machine's dialects."""
-    found: Biases = {}
+def quantized(
+    model: OnnxModel,
+    table: ScaleTable,
+    names: Sequence[str],
+    frames: Sequence[Pixels],
+    use_cache: bool,
+    console: Console,
+) -> dict[str, OnnxModel]:
+    """The graph in INT8 for each of the backends named, in its dialect; with biases corrected if there are frames."""
+    biases = _corrected(model, table, names, frames, use_cache, console) if frames else {}
+    return {name: quantize.quantize(model, table, dialect_for(name), bias=biases.get(name)) for name in names}
+
+
+def _corrected(
+    model: OnnxModel,
+    table: ScaleTable,
+    names: Sequence[str],
+    frames: Sequence[Pixels],
+    use_cache: bool,
+    console: Console,
+) -> dict[str, quantize.Biases]:
+    """For each of the backends named, the biases that take back what rounding shifts in its dialect."""
+    found: dict[str, quantize.Biases] = {}
+    reused = 0
     with console.step("correct") as step:
-        for bits in sorted({dialect_for(name).weight_bits for name in backends.installed()}):
-            graph, shifts = quantize.shift_graph(model.graph, bits)
-            probed = probe(graph, list(shifts.values()), (frame[None] for frame in frames))
-            found[bits] = quantize.corrected_biases(model.graph, shifts, probed)
-        step.note = f"biases of {len(shifts)} convolutions, on {len(frames)} frames"
+        for name in names:
+            dialect = dialect_for(name)
+            key = cache.key(
+                "biases", __version__, cache.key(to_json(table)), repr(dialect), *map(np.ndarray.tobytes, frames)
+            )
+            if use_cache and (stored := cache.load("biases", key)) is not None:
+                with np.load(io.BytesIO(stored)) as arrays:
+                    found[name] = dict(arrays)
+                reused += 1
+                continue
+            found[name] = quantize.corrected_biases(model, table, dialect, probe, [frame[None] for frame in frames])
+            buffer = io.BytesIO()
+            np.savez(buffer, **found[name])  # type: ignore[arg-type]
+            cache.store("biases", key, buffer.getvalue())
+        count = max(map(len, found.values()), default=0)
+        step.note = (
+            f"{'reused: ' if reused == len(names) else ''}biases of {count} convolutions, on {len(frames)} frames"
+        )
     return found
 
 

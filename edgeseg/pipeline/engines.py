@@ -2,13 +2,12 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import replace
 
 import numpy as np
 
-from calibration import ScaleTable
-from edgeseg import backends, quantize
+from edgeseg import backends
 from edgeseg.backends import Engine
 from edgeseg.backends.onnxruntime import probe
 from edgeseg.console import Console
@@ -16,74 +15,95 @@ from edgeseg.data import Dataset, Reading
 from edgeseg.errors import MissingOnMachine, ModelError
 from edgeseg.evaluation import accuracies
 from edgeseg.measure.evaluate import Accuracy
-from edgeseg.pipeline.calibrate import Biases, dialect_for
 from edgeseg.pipeline.frames import Effort
 from edgeseg.trials.candidates import candidates
 from edgeseg.trials.isolate import try_engines
 from edgeseg.trials.race import best_settings
 from edgeseg.types import MASK, Frames, Masks, ModelSpec, OnnxModel, Pixels, Precision
 
+HALVES = ("fp16", "bf16")
 LEAST_AGREEMENT = 0.5  # with FP32, of an engine just opened: below, it is not a loss of accuracy but a wrong answer
+
+
+def runtimes(backend: str | None) -> tuple[str, ...]:
+    """The backend asked for, or all that are installed. Raises MissingOnMachine, BadInput."""
+    here = backends.installed()
+    if backend is None:
+        return here
+    if backend not in here:
+        backends.get(backend).version()  # says what is missing and how to install it
+    return (backend,)
 
 
 def engines_for(
     fp32: OnnxModel,
-    table: ScaleTable | None,
-    biases: Biases | None,
+    int8: Mapping[str, OnnxModel],
+    names: Sequence[str],
     precision: Precision,
-    backend: str | None,
     frames: Sequence[Pixels],
     effort: Effort,
     console: Console,
 ) -> tuple[list[Engine], list[dict[str, str]], list[str]]:
-    """One engine for each backend and precision, with the settings that are fastest here; and those that are out."""
-    here = backends.installed()
-    if backend is not None and backend not in here:
-        backends.get(backend).version()  # says what is missing and how to install it
-    names = (backend,) if backend is not None else here
+    """One engine for each runtime and precision, with the settings that are fastest here; those out; all tried.
+
+    `int8`: the quantized graph for each runtime, where INT8 is wanted.
+    """
+    finalists: list[Engine] = []
     with console.step("candidates") as step:
         groups: dict[tuple[str, Precision], tuple[Engine, ...]] = {}
         failed: dict[str, str] = {}
         for name in names:
-            for kind, model in _graphs(fp32, table, biases, precision, name):
+            for kind, model in _graphs(fp32, int8.get(name), precision, backends.get(name).halves()[: effort.halves]):
                 try:
                     groups[name, kind] = candidates(model, name, kind)[: effort.settings]
                 except ModelError as error:  # another runtime may know the operators that this one does not
                     failed[f"{name}-{kind}"] = str(error)
         everyone = [engine for engines in groups.values() for engine in engines]
         failed |= _failing(everyone, fp32_masks(fp32, frames), np.stack(frames))
-        rejected = [{"name": name, "why": why} for name, why in failed.items()]
-        finalists: list[Engine] = []
+        medians: dict[str, float] = {}
         for (name, kind), engines in groups.items():
             if good := [engine for engine in engines if engine.name not in failed]:
-                best = best_settings(good, [frame[None] for frame in frames], rounds=effort.tune)
+                best, median = best_settings(good, [frame[None] for frame in frames], rounds=effort.tune)
                 finalists.append(replace(best, name=f"{name}-{kind}"))
-        tried = [engine.name for engine in everyone]
-        step.note = f"{len(tried)} settings of {len(finalists)} engines timed on {', '.join(names)}"
-    for row in rejected:
-        console.say(f"           out: {row['name']}: {row['why']}")
+                medians[finalists[-1].name] = median
+        step.note = f"{len(everyone)} settings of {len(finalists)} engines timed on {', '.join(names)}"
     if not any(engine.precision == "fp32" for engine in finalists):
-        raise MissingOnMachine("no runtime here could run the FP32 graph; see: edgeseg doctor")
-    if precision == "fp16" and not any(engine.precision in ("fp16", "bf16") for engine in finalists):
+        why = "; ".join(f"{name}: {reason}" for name, reason in failed.items())
+        raise MissingOnMachine(f"no runtime here could run the FP32 graph; see: edgeseg doctor. {why}")
+    if precision == "fp16" and not any(engine.precision in HALVES for engine in finalists):
         raise MissingOnMachine(
             f"FP16 was asked for, and none of {', '.join(names)} computes in half precision on this processor. "
             "Build with --fp32 or --int8, or on a machine that does (edgeseg doctor says what this one can)."
         )
-    return finalists, rejected, tried
+    if precision == "int8":
+        failed |= _hopeless(finalists, medians)
+    rejected = [{"name": name, "why": why} for name, why in failed.items()]
+    for row in rejected:
+        console.say(f"           out: {row['name']}: {row['why']}")
+    return [e for e in finalists if e.name not in failed], rejected, [engine.name for engine in everyone]
 
 
 def _graphs(
-    fp32: OnnxModel, table: ScaleTable | None, biases: Biases | None, precision: Precision, backend: str
+    fp32: OnnxModel, int8: OnnxModel | None, precision: Precision, halves: Sequence[Precision]
 ) -> Iterator[tuple[Precision, OnnxModel]]:
     """The graphs that a backend is to be measured with. FP32 is always among them: it is the yardstick."""
     yield "fp32", fp32
     if precision == "fp32":
         return
-    for half in backends.get(backend).halves():
+    for half in halves:
         yield half, fp32  # the runtime computes the FP32 graph in half precision
-    if table is not None:
-        dialect = dialect_for(backend)
-        yield "int8", quantize.quantize(fp32, table, dialect, bias=(biases or {}).get(dialect.weight_bits))
+    if int8 is not None:
+        yield "int8", int8
+
+
+def _hopeless(finalists: Sequence[Engine], medians: Mapping[str, float]) -> dict[str, str]:
+    """Engines in half precision that are clearly slower than FP32: nobody asked for them, and they cannot win."""
+    fastest = min(medians[engine.name] for engine in finalists if engine.precision == "fp32")
+    return {
+        engine.name: f"slower than FP32: {medians[engine.name] / 1e6:.1f} ms against {fastest / 1e6:.1f} ms"
+        for engine in finalists
+        if engine.precision in HALVES and medians[engine.name] > 1.2 * fastest
+    }
 
 
 def fp32_masks(fp32: OnnxModel, frames: Sequence[Pixels]) -> Masks:

@@ -19,15 +19,17 @@ class Effort:
     """How much is measured. Enough for a verdict that holds, or a quick look."""
 
     samples: int = 64  # frames to calibrate on
-    look: int = 8  # frames to compare with torch, to correct biases on, and to time with
+    look: int = 8  # frames to compare with torch and to time with
+    correct: int = 8  # of those, frames to correct biases on; 0: leave biases as they are
     evaluate: int = 500  # labelled frames for the verdict, at most
     settings: int | None = None  # settings of one engine to time, at most
+    halves: int | None = None  # half precisions to try, at most
     tune: int = 12  # rounds in which settings of one engine are timed
     rounds: int = 80  # rounds of the deciding race: enough for a p90
     limit_s: float = 30.0  # and its longest duration, for slow networks
 
 
-QUICK = Effort(samples=16, look=4, evaluate=24, settings=2, tune=3, rounds=24, limit_s=5.0)
+QUICK = Effort(samples=16, look=4, evaluate=24, correct=0, settings=1, halves=1, tune=3, rounds=24, limit_s=5.0)
 
 
 def frames_for(

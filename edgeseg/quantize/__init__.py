@@ -1,6 +1,7 @@
 """OnnxModel + ScaleTable → OnnxModel in INT8: where quantizers go, why not elsewhere, and how each engine wants it."""
 
-from edgeseg.quantize.correct import corrected_biases, shift_graph
+from edgeseg.graph import Graph
+from edgeseg.quantize.correct import Biases, corrected_biases
 from edgeseg.quantize.dialects import (
     DIALECTS,
     ONNXRUNTIME_ARM,
@@ -10,7 +11,6 @@ from edgeseg.quantize.dialects import (
     TENSORRT,
     Dialect,
 )
-from edgeseg.quantize.graph import Graph
 from edgeseg.quantize.placement import Placement, place
 from edgeseg.quantize.write import quantize
 
@@ -21,11 +21,11 @@ __all__ = [
     "ONNXRUNTIME_X86_NO_VNNI",
     "OPENVINO",
     "TENSORRT",
+    "Biases",
     "Dialect",
     "Graph",
     "Placement",
     "corrected_biases",
     "place",
     "quantize",
-    "shift_graph",
 ]

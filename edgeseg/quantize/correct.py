@@ -1,72 +1,66 @@
-"""Bias correction: rounding the weights shifts the mean of every output channel; the bias takes the shift back.
+"""Bias correction: rounding and clipping shift the mean of every output channel; the bias takes the shift back.
 
 Nagel et al., "Data-Free Quantization Through Weight Equalization and Bias Correction" (ICCV 2019), section 4.2, with
-measured instead of modelled means: beside each convolution of the FP32 graph stands one with the same input and the
-rounding error of the weights, and what it gives on average over frames and positions (padding included) is the shift.
-One pass over a few frames serves all dialects with weights of the same width.
+measured instead of modelled means (their empirical correction): layer after layer, so that each sees the inputs that
+the corrected layers before it give, the mean over frames and positions is brought to that of the FP32 network.
 """
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping
-from typing import TYPE_CHECKING, Any
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from dataclasses import replace
+from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 
-from edgeseg.quantize.graph import Graph
-from edgeseg.quantize.placement import convolutions
-from edgeseg.quantize.weights import rounded
+from calibration import ScaleTable
+from edgeseg.graph import Graph
+from edgeseg.quantize.dialects import Dialect
+from edgeseg.quantize.placement import place
+from edgeseg.quantize.write import bias_name, quantize
+from edgeseg.types import Frames, OnnxModel
 
-if TYPE_CHECKING:
-    import onnx
-
-
-def shift_graph(graph: bytes, bits: int = 8) -> tuple[bytes, dict[str, str]]:
-    """The FP32 graph with a mean shift, float32 (1, K, 1, 1), for each convolution; and {node's name: that tensor}."""
-    import onnx
-    from onnx import helper
-
-    with_shifts = Graph(graph)
-    added: list[onnx.NodeProto] = []
-    shifts: dict[str, str] = {}
-    for node in list(convolutions(with_shifts)):
-        weights = with_shifts.constant(node.input[1])
-        assert weights is not None
-        integers, scales = rounded(weights, bits)
-        error = weights - integers * scales.reshape(-1, *[1] * (weights.ndim - 1))
-        twin = onnx.NodeProto.FromString(node.SerializeToString())
-        del twin.input[2:]
-        twin.input[1] = with_shifts.add_constant(f"{node.name}/rounding", error.astype(np.float32))
-        twin.output[0] = f"{node.name}/shifted"
-        twin.name = f"{node.name}/shift"
-        shifts[node.name] = f"{node.name}/mean_shift"
-        added += [twin, helper.make_node("GlobalAveragePool", [twin.output[0]], [shifts[node.name]])]
-    return with_shifts.finish(added), shifts
+Biases = dict[str, NDArray[np.float32]]  # node → bias (K,)
+Probe = Callable[[bytes, Sequence[str], Iterable[Frames]], Iterator[Mapping[str, NDArray[Any]]]]
 
 
 def corrected_biases(
-    graph: bytes, shifts: Mapping[str, str], probed: Iterable[Mapping[str, NDArray[Any]]]
-) -> dict[str, NDArray[np.float32]]:
-    """Biases float32 (K,) by node name, with the mean shift over all `probed` frames taken back.
+    model: OnnxModel, table: ScaleTable, dialect: Dialect, probe: Probe, frames: Sequence[Frames]
+) -> Biases:
+    """Biases for the convolutions that the dialect quantizes; those with a computed bias are left out.
 
-    `probed`: {tensor: value} for one frame after the other, of the tensors that `shift_graph` named.
+    `probe(graph, tensors, frames)` gives the named tensors of a graph for one batch of frames after the other. The
+    quantized network is emulated by Q/DQ whatever the dialect writes. Raises ValueError without frames.
     """
-    total: dict[str, NDArray[np.float64]] = {}
-    count = 0
-    for values in probed:
-        count += 1
-        for node, tensor in shifts.items():
-            shift = values[tensor].astype(np.float64).mean(axis=0).ravel()
-            total[node] = total[node] + shift if node in total else shift
-    if not count:
+    if not frames:
         raise ValueError("bias correction needs at least one frame")
-    plain = Graph(graph)
-    biases = {}
-    for node in convolutions(plain):
-        has_bias = len(node.input) > 2 and node.input[2]
-        own = plain.constant(node.input[2]) if has_bias else None
-        if has_bias and own is None:
-            continue  # computed: there is no constant to correct
-        biases[node.name] = ((0.0 if own is None else own) + total[node.name] / count).astype(np.float32)
+    graph = Graph(model.graph)
+    placement = place(graph, dialect)
+    outputs: dict[str, str] = {}
+    biases: Biases = {}
+    for node in graph.nodes:
+        if node.name in placement.convolutions:
+            own = graph.constant(node.input[2]) if len(node.input) > 2 and node.input[2] else np.zeros(1)
+            weights = graph.constant(node.input[1])
+            if own is not None and weights is not None:
+                outputs[node.name] = node.output[0]
+                biases[node.name] = np.broadcast_to(own, weights.shape[:1]).astype(np.float32)
+    exact = _means(probe(model.graph, list(outputs.values()), frames))
+    emulated = replace(dialect, fake=False, integer_bias=False)
+    rounded = Graph(quantize(model, table, emulated, placement=placement, bias=biases).graph)
+    for node_name, tensor in outputs.items():
+        found = _means(probe(rounded.upto(tensor), [tensor], frames))
+        biases[node_name] = (biases[node_name] + exact[tensor] - found[tensor]).astype(np.float32)
+        rounded.replace_constant(bias_name(node_name), biases[node_name])
     return biases
+
+
+def _means(probed: Iterable[Mapping[str, NDArray[Any]]]) -> dict[str, NDArray[np.float64]]:
+    """The mean of each channel of each tensor (N, K, …) over everything that was probed: float64 (K,)."""
+    means: dict[str, NDArray[np.float64]] = {}
+    for count, values in enumerate(probed, start=1):
+        for tensor, value in values.items():
+            mean = value.mean(axis=(0, *range(2, value.ndim)), dtype=np.float64)
+            means[tensor] = mean if count == 1 else means[tensor] + (mean - means[tensor]) / count
+    return means

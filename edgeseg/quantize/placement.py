@@ -12,8 +12,8 @@ from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
+from edgeseg.graph import Graph
 from edgeseg.quantize.dialects import Dialect
-from edgeseg.quantize.graph import Graph
 from edgeseg.types import FRAME
 
 if TYPE_CHECKING:

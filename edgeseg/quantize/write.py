@@ -16,8 +16,8 @@ from numpy.typing import NDArray
 
 from calibration import Quantizer, ScaleTable, Scheme, merge, quantizer
 from edgeseg.errors import ModelError
+from edgeseg.graph import Graph
 from edgeseg.quantize.dialects import Dialect
-from edgeseg.quantize.graph import Graph
 from edgeseg.quantize.placement import Placement, activated, moves_only, place
 from edgeseg.quantize.weights import rounded
 from edgeseg.types import OnnxModel
@@ -176,7 +176,7 @@ def _weights(
     node.input[1] = f"{stem}/dq"
     if bias is None:
         return added
-    stem = f"edgeseg/{node.name}/bias"
+    stem = bias_name(node.name)
     if integer_scale is not None:
         bias_scales = scales.astype(np.float64) * integer_scale
         added.append(
@@ -200,6 +200,11 @@ def _weights(
     else:
         node.input.append(value)
     return added
+
+
+def bias_name(node: str) -> str:
+    """The name of the constant that holds the bias of a quantized convolution, where it is not an integer."""
+    return f"edgeseg/{node}/bias"
 
 
 def _declare(model: onnx.ModelProto, domain: str, version: int) -> None:

@@ -6,6 +6,7 @@ import platform
 
 from edgeseg.backends import Engine, get
 from edgeseg.backends.base import Settings
+from edgeseg.graph import Graph
 from edgeseg.types import LOGITS, OnnxModel, Precision
 
 
@@ -26,9 +27,9 @@ def candidates(model: OnnxModel, backend: str, precision: Precision) -> tuple[En
     """
     runtime = get(backend)
     engines = []
-    graphs = {"graph": model.graph}
-    if (cut := cut_decision(model.graph)) is not None:
-        graphs["host"] = cut
+    cut = cut_decision(model.graph)
+    graphs = {"host": cut} if cut is not None else {}
+    graphs["graph"] = model.graph
     # A network with two classes may have one channel; with more it cannot.
     binary = len(model.spec.output.classes) <= 2
     one_channel = {"threshold": model.spec.output.score_threshold} if binary else {}
@@ -47,27 +48,5 @@ def candidates(model: OnnxModel, backend: str, precision: Precision) -> tuple[En
 
 def cut_decision(graph: bytes) -> bytes | None:
     """The graph up to the scores: the host decides between the classes. None for a network that gives a class map."""
-    import onnx
-
-    model = onnx.load_from_string(graph)
-    nodes = {output: node for node in model.graph.node for output in node.output}
-    if LOGITS not in nodes:
-        return None
-    needed: set[int] = set()
-    pending = [LOGITS]
-    while pending:
-        node = nodes.get(pending.pop())
-        if node is not None and id(node) not in needed:
-            needed.add(id(node))
-            pending.extend(node.input)
-    kept = [node for node in model.graph.node if id(node) in needed]
-    read = {tensor for node in kept for tensor in node.input}
-    weights = [tensor for tensor in model.graph.initializer if tensor.name in read]
-    copies = [onnx.NodeProto.FromString(node.SerializeToString()) for node in kept]
-    copied_weights = [onnx.TensorProto.FromString(tensor.SerializeToString()) for tensor in weights]
-    del model.graph.node[:], model.graph.initializer[:], model.graph.output[:], model.graph.value_info[:]
-    model.graph.node.extend(copies)
-    model.graph.initializer.extend(copied_weights)
-    model.graph.output.append(onnx.helper.make_tensor_value_info(LOGITS, onnx.TensorProto.FLOAT, [*"nchw"]))
-    serialized: bytes = model.SerializeToString()
-    return serialized
+    whole = Graph(graph)
+    return None if whole.producer(LOGITS) is None else whole.upto(LOGITS)

@@ -169,7 +169,7 @@ def _open(row: Row, folder: Path, spec: ModelSpec, look: Frames) -> list[Row]:
         groups = {f"{row.title}, decision in {d}": group for d, group in decided.items()}
     frames = [frame[None] for frame in look]
     return [
-        replace(row, title=title, engine=best_settings(group, frames, rounds=TUNE) if group else None)
+        replace(row, title=title, engine=best_settings(group, frames, rounds=TUNE)[0] if group else None)
         for title, group in groups.items()
     ]
 

@@ -1,6 +1,6 @@
 """An ONNX graph that can be asked who makes a tensor and who reads it, and that can be rewired.
 
-Only what the writers of Q/DQ and FakeQuantize need. Works on a copy: the model that is given stays as it was.
+For the writers of Q/DQ and FakeQuantize, and to cut a graph. Works on a copy: the model given stays as it was.
 """
 
 from __future__ import annotations
@@ -72,8 +72,36 @@ class Graph:
 
         tensor = numpy_helper.from_array(np.asarray(value, order="C"), name)  # ascontiguousarray has no scalars
         self.model.graph.initializer.append(tensor)
-        self._weights[name] = tensor
+        self._weights[name] = self.model.graph.initializer[-1]
         return name
+
+    def replace_constant(self, name: str, value: NDArray[Any]) -> None:
+        """Give an initializer another value."""
+        from onnx import numpy_helper
+
+        self._weights[name].CopyFrom(numpy_helper.from_array(value, name))
+
+    def upto(self, tensor: str) -> bytes:
+        """The model that computes this tensor, float32, and nothing else."""
+        import onnx
+
+        needed: set[int] = set()
+        pending = [tensor]
+        while pending:
+            node = self._producer.get(pending.pop())
+            if node is not None and id(node) not in needed:
+                needed.add(id(node))
+                pending.extend(_reads([node]))
+        nodes = [node for node in self.model.graph.node if id(node) in needed]
+        read = set(_reads(nodes))
+        kept = onnx.GraphProto(name=self.model.graph.name)
+        kept.node.extend(nodes)
+        kept.input.extend(self.model.graph.input)
+        kept.initializer.extend(weights for weights in self.model.graph.initializer if weights.name in read)
+        kept.output.append(onnx.helper.make_tensor_value_info(tensor, onnx.TensorProto.FLOAT, [*"nchw"]))
+        model = onnx.ModelProto(ir_version=self.model.ir_version, opset_import=self.model.opset_import, graph=kept)
+        serialized: bytes = model.SerializeToString()
+        return serialized
 
     def rewire(self, old: str, new: str, readers: list[onnx.NodeProto]) -> None:
         """Let these nodes read `new` wherever they read `old`."""
