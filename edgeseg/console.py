@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import sys
 import time
-from collections.abc import Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from typing import TypeVar
@@ -30,6 +30,9 @@ class Console:
     def step(self, name: str) -> Iterator[Step]:
         """Time a step and print one line when it ends well."""
         step, start = Step(), time.perf_counter()
+        if self.live:
+            sys.stderr.write(f"{name:<10} …\r")
+            sys.stderr.flush()
         yield step
         took = time.perf_counter() - start
         self.seconds[name] = self.seconds.get(name, 0.0) + took
@@ -40,12 +43,25 @@ class Console:
             sys.stderr.write(text + "\n")
             sys.stderr.flush()
 
-    def track(self, items: Iterable[T], total: int, label: str) -> Iterator[T]:
-        """The items, with a progress bar while they come, on a terminal only."""
-        if self.quiet or not sys.stderr.isatty():
-            yield from items
+    @property
+    def live(self) -> bool:
+        """Whether a person is watching a terminal."""
+        return not self.quiet and sys.stderr.isatty()
+
+    @contextmanager
+    def bar(self, total: int, label: str) -> Iterator[Callable[[], object]]:
+        """A progress bar for `total` calls of what it gives, on a terminal only."""
+        if not self.live:
+            yield lambda: None
             return
         import click
 
-        with click.progressbar(items, length=total, label=f"{label:<10}", file=sys.stderr) as bar:
-            yield from bar
+        with click.progressbar(length=total, label=f"{label:<10}", file=sys.stderr) as bar:
+            yield lambda: bar.update(1)
+
+    def track(self, items: Iterable[T], total: int, label: str) -> Iterator[T]:
+        """The items, with a progress bar while they come, on a terminal only."""
+        with self.bar(total, label) as done:
+            for item in items:
+                yield item
+                done()

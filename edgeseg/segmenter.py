@@ -4,13 +4,12 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from pathlib import Path
-from types import TracebackType
 from typing import Any
 
 import numpy as np
 
 from edgeseg.backends import Engine, open_engine
-from edgeseg.backends.base import Value
+from edgeseg.backends.base import Closing, Value
 from edgeseg.bundle import Bundle, Variant, read_bundle
 from edgeseg.data.prepare import fit, to_size
 from edgeseg.errors import BadInput
@@ -29,7 +28,7 @@ def engine_of(bundle: Bundle, variant: Variant, overrides: Mapping[str, Value] |
     )
 
 
-class Segmenter:
+class Segmenter(Closing):
     """A running engine with the preparation around it. Use it in a `with`; not from two threads at once."""
 
     def __init__(self, engine: Engine, spec: ModelSpec) -> None:
@@ -57,14 +56,6 @@ class Segmenter:
 
     def close(self) -> None:
         self._session.close()
-
-    def __enter__(self) -> Segmenter:
-        return self
-
-    def __exit__(
-        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
-    ) -> None:
-        self.close()
 
 
 def check_frame(frame: Any) -> None:

@@ -7,15 +7,17 @@ mapping of settings, which travels in the bundle, so that what was measured is w
 from __future__ import annotations
 
 import os
+from abc import ABC, abstractmethod
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from types import TracebackType
-from typing import Protocol
+from typing import Protocol, TypeVar
 
 from edgeseg.types import Frames, Masks, Precision
 
 Value = str | int | float | bool
 Settings = Mapping[str, Value]
+C = TypeVar("C", bound="Closing")
 
 
 @dataclass(frozen=True, slots=True)
@@ -36,22 +38,30 @@ class Engine:
     source: str = ""  # hash of the ONNX graph that the files were made from, where that is known
 
 
-class Session(Protocol):
+class Closing(ABC):
+    """Something with a `close`, which the end of a `with` calls."""
+
+    @abstractmethod
+    def close(self) -> None: ...
+
+    def __enter__(self: C) -> C:
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        self.close()
+
+
+class Session(Closing):
     """An opened engine. Not to be shared between threads."""
 
+    @abstractmethod
     def run(self, frames: Frames) -> Masks:
         """Masks uint8 (N, H, W) for frames uint8 (N, H, W, 3) of the size and colour order that the spec names.
 
         The array that comes back is the caller's: a later run does not write into it.
         """
-
-    def close(self) -> None: ...
-
-    def __enter__(self) -> Session: ...
-
-    def __exit__(
-        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
-    ) -> None: ...
 
 
 class Backend(Protocol):

@@ -7,7 +7,7 @@ plain networks and hurts those with few, odd or dilated channels), so both are c
 from __future__ import annotations
 
 from collections.abc import Iterable, Iterator, Sequence
-from types import ModuleType, TracebackType
+from types import ModuleType
 from typing import Any
 
 import numpy as np
@@ -68,7 +68,7 @@ def inference_session(graph: bytes, optimization: str = "all", threads: int = 0)
         raise ModelError(f"ONNX Runtime {runtime.__version__} refuses the graph: {error}") from error
 
 
-class _Session:
+class _Session(Session):
     def __init__(self, engine: Engine) -> None:
         self._threshold = float(engine.settings.get("threshold", 0.0))
         self._session = inference_session(
@@ -84,14 +84,6 @@ class _Session:
 
     def close(self) -> None:
         self._session = None
-
-    def __enter__(self) -> _Session:
-        return self
-
-    def __exit__(
-        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
-    ) -> None:
-        self.close()
 
 
 def open(engine: Engine) -> Session:  # noqa: A001 - the seam's word

@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import tempfile
 from pathlib import Path
-from types import ModuleType, TracebackType
+from types import ModuleType
 from typing import Any
 
 import numpy as np
@@ -64,7 +64,7 @@ def convert(graph: bytes) -> dict[str, bytes]:
         raise ModelError(f"OpenVINO {version()} cannot read the graph: {error}") from error
 
 
-class _Session:
+class _Session(Session):
     def __init__(self, engine: Engine) -> None:
         runtime = _runtime()
         core = runtime.Core()
@@ -93,14 +93,6 @@ class _Session:
 
     def close(self) -> None:
         self._request = self._compiled = None
-
-    def __enter__(self) -> _Session:
-        return self
-
-    def __exit__(
-        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
-    ) -> None:
-        self.close()
 
 
 def open(engine: Engine) -> Session:  # noqa: A001 - the seam's word

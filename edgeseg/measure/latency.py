@@ -176,6 +176,7 @@ def interleave(
     limit_s: float | None = None,
     seed: int = 0,
     clock: Callable[[], int] = time.perf_counter_ns,
+    on_round: Callable[[], object] | None = None,
 ) -> dict[str, list[int]]:
     """Time callables in turn, so that drift (heat, neighbours) hits all alike: name -> nanoseconds, one a round.
 
@@ -183,7 +184,7 @@ def interleave(
     until `limit_s` seconds have: the round under way is finished, so all have equally many samples and sample i of one
     belongs to sample i of another. The order is a
     random one, rotated by one each round, and drawn anew when it has come round: each run stands equally often in
-    each place. What a run raises is passed on.
+    each place. `on_round` is called after each, outside what is timed. What a run raises is passed on.
     """
     if rounds < 1 or warmup < 0:
         raise ValueError(f"at least one round and no negative warm-up, got rounds={rounds}, warmup={warmup}")
@@ -206,6 +207,8 @@ def interleave(
             before = clock()
             runs[name]()
             samples[name].append(clock() - before)
+        if on_round is not None:
+            on_round()
     return samples
 
 

@@ -109,7 +109,10 @@ def build(
     engines, rejected, tried = engines_for(fp32, int8, runs_on, precision, look, effort, console)
     accuracy = measured_accuracy(engines, read_spec, dataset, verdict, use_cache, console)
     with console.step("race") as step:
-        times = race(engines, [frame[None] for frame in look], rounds=effort.rounds, limit_s=effort.limit_s)
+        with console.bar(effort.rounds, "race") as done:
+            times = race(
+                engines, [frame[None] for frame in look], rounds=effort.rounds, limit_s=effort.limit_s, on_round=done
+            )
         latency = {name: summarize(samples) for name, samples in times.items()}
         step.note = f"{len(engines)} engines taking turns, {latency[engines[0].name].count} frames each"
 

@@ -61,7 +61,7 @@ def engines_for(
         everyone = [engine for engines in groups.values() for engine in engines]
         failed |= _failing(everyone, fp32_masks(fp32, frames), np.stack(frames))
         medians: dict[str, float] = {}
-        for (name, kind), engines in groups.items():
+        for (name, kind), engines in console.track(groups.items(), len(groups), "candidates"):
             if good := [engine for engine in engines if engine.name not in failed]:
                 best, median = best_settings(good, [frame[None] for frame in frames], rounds=effort.tune)
                 finalists.append(replace(best, name=f"{name}-{kind}"))

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import statistics
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from contextlib import ExitStack
 
 from edgeseg.backends import Engine, open_engine
@@ -20,6 +20,7 @@ def race(
     rounds: int,
     warmup: int = 3,
     limit_s: float | None = None,
+    on_round: Callable[[], object] | None = None,
 ) -> dict[str, list[int]]:
     """Latencies in nanoseconds by engine name: `rounds` of each, or fewer, but enough for a median, after `limit_s`.
 
@@ -27,12 +28,12 @@ def race(
     """
     with ExitStack() as stack:
         runs = {engine.name: InTurn(stack.enter_context(open_engine(engine)).run, frames) for engine in engines}
-        first = interleave(runs, rounds=min(rounds, LEAST), warmup=warmup)
+        first = interleave(runs, rounds=min(rounds, LEAST), warmup=warmup, on_round=on_round)
         spent = sum(map(sum, first.values())) / 1e9
         if rounds <= LEAST or (limit_s is not None and spent >= limit_s):
             return first
         left = None if limit_s is None else limit_s - spent
-        rest = interleave(runs, rounds=rounds - LEAST, warmup=0, limit_s=left, seed=1)
+        rest = interleave(runs, rounds=rounds - LEAST, warmup=0, limit_s=left, seed=1, on_round=on_round)
         return {name: first[name] + rest[name] for name in first}
 
 
