@@ -22,8 +22,8 @@ if TYPE_CHECKING:
     from edgeseg.bundle import read_bundle as read_bundle
     from edgeseg.data import load_dataset as load_dataset
     from edgeseg.evaluation import evaluate as evaluate
-    from edgeseg.measure.profile import profile as profile
     from edgeseg.pipeline import build as build
+    from edgeseg.pipeline import profiled as profile
     from edgeseg.segmenter import open_bundle as open  # noqa: A004 - edgeseg.open reads as it should
     from edgeseg.spec import read_spec as read_spec
 
@@ -33,7 +33,7 @@ _HOME = {
     "evaluate": ("edgeseg.evaluation", "evaluate"),
     "load_dataset": ("edgeseg.data", "load_dataset"),
     "open": ("edgeseg.segmenter", "open_bundle"),
-    "profile": ("edgeseg.measure.profile", "profile"),
+    "profile": ("edgeseg.pipeline", "profiled"),
     "read_bundle": ("edgeseg.bundle", "read_bundle"),
     "read_spec": ("edgeseg.spec", "read_spec"),
 }

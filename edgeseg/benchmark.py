@@ -8,20 +8,24 @@ from contextlib import ExitStack
 from pathlib import Path
 from typing import Any
 
+import numpy as np
+
 from edgeseg.bundle import read_bundle
 from edgeseg.console import Console
 from edgeseg.data import fit, load_dataset, pick, read
 from edgeseg.errors import BundleError
+from edgeseg.evaluation import identity
 from edgeseg.measure.latency import InTurn, interleave, summarize
 from edgeseg.measure.machine import machine, versions
 from edgeseg.segmenter import Segmenter, engine_of
+from edgeseg.selfcheck import require_references, same_place
 from edgeseg.types import Pixels
 
 LEAST_SAMPLES = 64  # for a p90, by the early-stopping rule
 
 
 def bench(
-    bundles: Sequence[str | Path],
+    bundles: str | Path | Sequence[str | Path],
     *,
     seconds: float = 10.0,
     variant: str | None = None,
@@ -33,20 +37,26 @@ def bench(
     """Measure each bundle for `seconds` in all, and until a p90 can be stated: one document for each.
 
     `latency_ms`: from a frame of the network's size to its mask, one frame at a time. `end_to_end_ms`: from a frame of
-    the size that `frames` have, resizing included. Without `frames` (uint8 (H, W, 3)) the bundle's own reference
+    the size that `frames` have, resizing included. Without `frames` (uint8 (H, W, 3), BGR) the bundle's own reference
     frames are used; never zeros. `cold_ms`: opening, and the first frame. Nothing is clipped.
     """
+    paths = [bundles] if isinstance(bundles, str | Path) else list(bundles)
     console = console or Console()
     documents: list[dict[str, Any]] = []
     with ExitStack() as stack:
         opened: list[tuple[str, Segmenter, list[Pixels]]] = []
-        for position, path in enumerate(bundles):
+        for position, path in enumerate(paths):
             bundle = read_bundle(Path(path))
             chosen = bundle.variant(variant)
             start = clock()
             segmenter = stack.enter_context(Segmenter(engine_of(bundle, chosen, {"threads": threads}), bundle.spec))
             open_ms = (clock() - start) / 1e6
-            own = list(frames) or [reference.frame for reference in bundle.references]
+            if not same_place(bundle, chosen):
+                require_references(bundle, chosen, segmenter)
+            rgb = bundle.spec.input.frame == "rgb"
+            own = [np.ascontiguousarray(frame[..., ::-1]) if rgb else frame for frame in frames] or [
+                reference.frame for reference in bundle.references
+            ]
             if not own:
                 raise BundleError(f"{path} has no reference frames to time with; give frames with --data")
             start = clock()
@@ -59,6 +69,7 @@ def bench(
                     "schema": "edgeseg.bench/1",
                     "bundle": bundle.spec.name,
                     "path": str(path),
+                    "graph": identity(engine_of(bundle, chosen)),
                     "variant": chosen.name,
                     "backend": chosen.backend,
                     "precision": chosen.precision,
@@ -70,7 +81,7 @@ def bench(
         for key, segmenter, own in opened:
             runs[f"{key}/engine"] = InTurn(segmenter.run, [_prepared(segmenter, frame)[None] for frame in own])
             runs[f"{key}/whole"] = InTurn(segmenter, own)
-        console.say(f"bench      {len(bundles)} bundle(s), {seconds:g} s each, taking turns")
+        console.say(f"bench      {len(paths)} bundle(s), {seconds:g} s each, taking turns")
         times = interleave(runs, rounds=LEAST_SAMPLES, warmup=5, seconds=seconds * len(opened), clock=clock)
     for document, (key, _, own) in zip(documents, opened, strict=True):
         latency = summarize(times[f"{key}/engine"])

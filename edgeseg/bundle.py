@@ -45,6 +45,8 @@ MAX_REFERENCES = 64
 MAX_REFERENCE_BYTES = 1 << 30  # of all references together, decoded
 REFERENCES = "references/"
 
+FP32 = "fp32.onnx"  # in Bundle.files: the graph that everything else was made from
+
 
 @dataclass(frozen=True, slots=True)
 class Variant:

@@ -18,6 +18,7 @@ import struct
 import zipfile
 import zlib
 from collections.abc import Callable, Iterable, Iterator, Mapping
+from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
 from typing import IO
@@ -200,6 +201,8 @@ def _check_total(path: Path, sizes: Mapping[str, int], limit: int) -> None:
 
 def write_file(path: Path, entries: Mapping[str, bytes]) -> None:
     """Write the entries, in their order, as one ZIP: stored, dateless, so that equal entries give equal bytes."""
+    if os.path.lexists(path) and not path.is_file():
+        raise BundleError(f"{path} is no file, and it is not overwritten. Choose another path.")
     temporary = path.parent / f".{path.name}.{secrets.token_hex(6)}.tmp"
     try:
         with _created(temporary) as file:
@@ -218,7 +221,8 @@ def write_file(path: Path, entries: Mapping[str, bytes]) -> None:
             f"{path}: cannot write the bundle: {error}. Free some space or choose another place."
         ) from error
     finally:
-        temporary.unlink(missing_ok=True)
+        with suppress(OSError):  # what could not be written cannot always be removed
+            temporary.unlink(missing_ok=True)
 
 
 def write_folder(path: Path, entries: Mapping[str, bytes]) -> None:
@@ -227,7 +231,8 @@ def write_folder(path: Path, entries: Mapping[str, bytes]) -> None:
     A folder that is already there is replaced if it is a bundle or empty. Between taking it away and putting the new
     one there is a moment with neither (no portable call exchanges two folders), but never one with half a bundle.
     """
-    if path.is_file() or (path.is_dir() and any(path.iterdir()) and not (path / MANIFEST).is_file()):
+    foreign = os.path.lexists(path) and not path.is_dir()
+    if foreign or (path.is_dir() and any(path.iterdir()) and not (path / MANIFEST).is_file()):
         raise BundleError(
             f"{path}: something other than a bundle is there, and it is not overwritten. Choose another path."
         )

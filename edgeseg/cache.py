@@ -15,8 +15,11 @@ from pathlib import Path
 def folder() -> Path:
     """Where the cache lies."""
     if chosen := os.environ.get("EDGESEG_CACHE"):
-        return Path(chosen)
-    return Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "edgeseg"
+        return Path(chosen).expanduser()
+    try:
+        return Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "edgeseg"
+    except RuntimeError:  # no HOME and no entry for this user, as in some containers
+        return Path(tempfile.gettempdir()) / f"edgeseg-cache-{os.getuid() if hasattr(os, 'getuid') else 'user'}"
 
 
 def key(*parts: object) -> str:

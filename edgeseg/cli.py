@@ -7,6 +7,7 @@ is missing on this machine, 4 cannot tell. Nothing heavy is imported before a co
 from __future__ import annotations
 
 import json
+import signal
 import sys
 from collections.abc import Callable
 from functools import wraps
@@ -17,6 +18,7 @@ import click
 
 from edgeseg import __version__
 from edgeseg.errors import EdgesegError
+from edgeseg.files import require_writable, write_whole
 
 P = ParamSpec("P")
 R = TypeVar("R")
@@ -31,19 +33,26 @@ def _said(command: Callable[P, R]) -> Callable[P, R]:
 
     @wraps(command)
     def run(*args: P.args, **kwargs: P.kwargs) -> R:
+        # So that temporary folders and child processes go too when somebody stops the program from outside.
+        signal.signal(signal.SIGTERM, lambda *_: sys.exit(128 + signal.SIGTERM))
         try:
             return command(*args, **kwargs)
         except EdgesegError as error:
             click.echo(f"edgeseg: {error}", err=True)
             sys.exit(error.exit_code)
+        except OSError as error:
+            click.echo(f"edgeseg: the system refused: {error}", err=True)
+            sys.exit(2)
+        except KeyboardInterrupt:
+            click.echo("edgeseg: stopped", err=True)
+            sys.exit(128 + signal.SIGINT)
 
     return run
 
 
 def _write_json(document: Any, path: Path | None) -> None:
     if path is not None:
-        path.parent.mkdir(parents=True, exist_ok=True)
-        path.write_text(json.dumps(document, indent=2, allow_nan=False) + "\n", encoding="utf-8")
+        write_whole(path, (json.dumps(document, indent=2, allow_nan=False) + "\n").encode())
         click.echo(f"wrote {path}", err=True)
 
 
@@ -77,7 +86,12 @@ def main() -> None:
 @click.option("--opset", type=click.IntRange(17, 21), help="ONNX opset of the graph.  [default: 17]")
 @click.option("--trust-pickle", is_flag=True, help="Load a pickled module. It can run any code: only if you made it.")
 @click.option("--no-cache", is_flag=True, help="Compute everything again.")
-@click.option("-o", "--out", type=OUT, help="The bundle; by default MODEL's stem with .edgeseg, here.")
+@click.option(
+    "-o",
+    "--out",
+    type=OUT,
+    help="The bundle: a file NAME.edgeseg, else a folder.  [default: MODEL's stem with .edgeseg, here]",
+)
 @click.option("--json", "json_path", type=OUT, help="Also write what was measured.")
 @click.option("--quiet", is_flag=True, help="Only the result.")
 @_said
@@ -96,6 +110,8 @@ def build(
     from edgeseg.report.text import build_table
 
     console = Console(quiet=quiet)
+    if json_path is not None:
+        require_writable(json_path)
     options["precision"] = precision or "fp32"  # click 8.3.0 forgets the default of a flag with a value
     built = run(model, out=out or Path(f"{model.stem}.edgeseg"), use_cache=not no_cache, console=console, **options)
     click.echo(build_table(built.report))

@@ -22,7 +22,8 @@ from edgeseg.measure.confusion import scores
 from edgeseg.measure.evaluate import Accuracy
 from edgeseg.measure.evaluate import evaluate as run_over
 from edgeseg.measure.machine import machine, versions
-from edgeseg.segmenter import engine_of
+from edgeseg.segmenter import Segmenter, engine_of
+from edgeseg.selfcheck import require_references, same_place
 from edgeseg.types import Mask, ModelSpec, Pixels
 
 
@@ -53,8 +54,8 @@ def accuracies(
     An engine that was evaluated before, with the same runtime on the same frames, is not run again.
     """
     data = reading.split.digest(reading.indices, labels=True)
-    common = (__version__, data, classes, ignore_index, repr(spec.input), machine()["cpu"], _identity(engines[0]))
-    keys = {engine.name: cache.key("accuracy", _identity(engine), *common) for engine in engines}
+    common = (__version__, data, classes, ignore_index, repr(spec.input), machine()["cpu"], identity(engines[0]))
+    keys = {engine.name: cache.key("accuracy", identity(engine), *common) for engine in engines}
     found: dict[str, Accuracy] = {}
     for engine in engines:
         stored = cache.load("accuracy", keys[engine.name]) if use_cache else None
@@ -105,6 +106,9 @@ def evaluate(
     names = class_names(opened.spec, dataset)
     if not names:
         raise BadInput("neither the bundle nor the data set names the classes; add them to the data set's file")
+    if not same_place(opened, chosen):
+        with Segmenter(engine_of(opened, chosen), opened.spec) as segmenter:
+            require_references(opened, chosen, segmenter)
     reading = read(frames, color=opened.spec.input.frame)
     accuracy = accuracies(
         [engine_of(opened, chosen, {"threads": threads})],
@@ -124,7 +128,7 @@ def evaluate(
         **scores(accuracy.matrix, names).to_json(),
         "frames": accuracy.frames,
         "skipped": [asdict(skipped) for skipped in reading.skipped],
-        "graph": _identity(engine_of(opened, chosen)),
+        "graph": identity(engine_of(opened, chosen)),
         "machine": machine(),
         "versions": versions(),
     }
@@ -134,7 +138,7 @@ def _single(session: Session) -> Callable[[Pixels], Mask]:
     return lambda pixels: session.run(pixels[None])[0]
 
 
-def _identity(engine: Engine) -> str:
+def identity(engine: Engine) -> str:
     """A hash of all that an engine's masks depend on.
 
     Who decides between equal scores does not change a mask. A converted file may differ from one conversion to the

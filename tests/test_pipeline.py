@@ -261,7 +261,7 @@ def test_changed_frames_are_another_table(built: Path, tmp_path: Path, capsys: p
     model = OnnxModel(bundle.files["fp32.onnx"], bundle.spec)
 
     def table() -> ScaleTable:
-        reading, _ = frames_for(load_dataset(tmp_path), "train", None, QUICK, bundle.spec)
+        reading, _, _ = frames_for(load_dataset(tmp_path), "train", None, QUICK, bundle.spec)
         assert reading is not None
         return calibrated(model, reading, load_recipe("minmax"), True, Console(quiet=False))
 
@@ -282,22 +282,26 @@ def test_changed_frames_are_another_table(built: Path, tmp_path: Path, capsys: p
 def test_frames_to_calibrate_on_are_never_judged_by(tmp_path: Path, samples: int, eval_split: str | None) -> None:
     images(tmp_path, 10, labels=True)
     effort = QUICK.__class__(samples=samples)
-    calibration, verdict = frames_for(load_dataset(tmp_path), "train", eval_split, effort, SPEC)
+    calibration, verdict, look = frames_for(load_dataset(tmp_path), "train", eval_split, effort, SPEC)
     assert calibration is not None
     assert verdict is not None
     assert len(calibration) == min(samples, 7)
     assert not set(calibration.indices) & set(verdict.indices)
+    assert look is not None
+    assert not set(look.indices) & set(verdict.indices)
     assert len(verdict) == 10 - len(calibration)  # and there always are some to judge by
 
 
 def test_other_splits_are_judged_by_in_full(street: Path) -> None:
     dataset = load_dataset(street)
-    calibration, verdict = frames_for(dataset, "train", None, QUICK, SPEC)
+    calibration, verdict, look = frames_for(dataset, "train", None, QUICK, SPEC)
     assert calibration is not None
     assert verdict is not None
     assert (calibration.split.name, len(calibration)) == ("train", 12)
     assert (verdict.split.name, len(verdict)) == ("val", 4)
-    calibration, verdict = frames_for(dataset, "val", None, QUICK, SPEC)
+    assert look is not None
+    assert (look.split.name, len(look)) == ("train", 12)  # not only the few that are calibrated on
+    calibration, verdict, look = frames_for(dataset, "val", None, QUICK, SPEC)
     assert calibration is not None
     assert verdict is not None
     assert (calibration.split.name, verdict.split.name) == ("val", "val")
@@ -305,7 +309,7 @@ def test_other_splits_are_judged_by_in_full(street: Path) -> None:
 
 
 def test_a_look_is_spread_and_of_the_networks_size(street: Path) -> None:
-    calibration, _ = frames_for(load_dataset(street), "train", None, QUICK, SPEC)
+    calibration, _, _ = frames_for(load_dataset(street), "train", None, QUICK, SPEC)
     assert calibration is not None
     frames = look_at(calibration, SPEC, 3)
     samples = list(calibration)

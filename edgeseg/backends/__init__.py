@@ -6,7 +6,7 @@ import importlib
 import importlib.util
 from typing import cast
 
-from edgeseg.backends.base import Backend, Engine, Session, Settings
+from edgeseg.backends.base import Backend, Engine, Session, Settings, check_settings
 from edgeseg.errors import BadInput
 
 NAMES = ("onnxruntime", "openvino")
@@ -27,5 +27,6 @@ def installed() -> tuple[str, ...]:
 
 
 def open_engine(engine: Engine) -> Session:
-    """Open an engine with its own backend. Raises MissingOnMachine or ModelError."""
+    """Open an engine with its own backend. Raises MissingOnMachine, ModelError, or BadInput for odd settings."""
+    check_settings(engine)
     return get(engine.backend).open(engine)

@@ -6,6 +6,7 @@ mapping of settings, which travels in the bundle, so that what was measured is w
 
 from __future__ import annotations
 
+import math
 import os
 from abc import ABC, abstractmethod
 from collections.abc import Mapping
@@ -13,6 +14,7 @@ from dataclasses import dataclass, field
 from types import TracebackType
 from typing import Protocol, TypeVar
 
+from edgeseg.errors import BadInput
 from edgeseg.types import Frames, Masks, Precision
 
 Value = str | int | float | bool
@@ -93,3 +95,25 @@ def threads_allowed() -> int:
     except (OSError, ValueError):
         return count
     return count if quota == "max" else max(1, min(count, round(int(quota) / int(period))))
+
+
+_KNOWN: dict[str, tuple[Value, ...]] = {
+    "decision": ("graph", "host"),
+    "optimization": ("all", "extended", "basic", "off"),
+    "arithmetic": ("f32", "f16", "bf16"),
+}
+
+
+def check_settings(engine: Engine) -> None:
+    """Raise BadInput for a setting that no backend knows: settings come from bundles, and those from anywhere."""
+    for key, value in engine.settings.items():
+        if key in _KNOWN:
+            good, wanted = value in _KNOWN[key], " or ".join(map(str, _KNOWN[key]))
+        elif key == "threads":
+            good, wanted = type(value) is int and 0 <= value <= 4096, "a number of threads"
+        elif key == "threshold":
+            good, wanted = isinstance(value, int | float) and math.isfinite(value), "a number"
+        else:
+            good, wanted = False, "a setting that edgeseg knows"
+        if not good:
+            raise BadInput(f"engine '{engine.name}': the setting {key} = {value!r} is not {wanted}. Build it again.")

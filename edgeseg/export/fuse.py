@@ -49,7 +49,10 @@ def fuse(graph: bytes, spec: ModelSpec, *, dynamic: bool = False) -> OnnxModel:
     if plain.dtype.kind in "iub":
         _class_map(build, plain, spec.input.size, dynamic=dynamic)
     else:
-        _decide(build, _logits(build, plain, spec, layout, dynamic=dynamic), plain_channels(plain, spec, layout), spec)
+        channels = plain_channels(plain, spec, layout)
+        if channels == 1 and spec.output.activation == "logits":
+            _refuse_sigmoid(proto, build.scores)
+        _decide(build, _logits(build, plain, spec, layout, dynamic=dynamic), channels, spec)
     g.keep_output(proto, MASK)
     shape = FREE if dynamic else (1, *spec.input.size)
     proto.graph.output[0].CopyFrom(onnx.helper.make_tensor_value_info(MASK, onnx.TensorProto.UINT8, shape))
@@ -202,6 +205,17 @@ def _before_activation(proto: onnx.ModelProto, name: str, axis: int) -> str:
             break
         name = str(node.input[0])
     return name
+
+
+def _refuse_sigmoid(proto: onnx.ModelProto, name: str) -> None:
+    """A threshold for scores, put to probabilities, would make every pixel class 1."""
+    while (node := g.producer(proto, name)) is not None and node.op_type in ("Identity", "Squeeze", "Reshape", "Cast"):
+        name = str(node.input[0])
+    if node is not None and node.op_type == "Sigmoid":
+        raise ModelError(
+            "the network has one channel and ends in a sigmoid, so it gives probabilities, but the spec says scores; "
+            'add to its [output]: activation = "probabilities"'
+        )
 
 
 def _decide(build: _Builder, logits: str, channels: int, spec: ModelSpec) -> None:

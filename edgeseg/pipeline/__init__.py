@@ -8,6 +8,7 @@ times never do.
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -18,6 +19,7 @@ from edgeseg.console import Console
 from edgeseg.data import load_dataset
 from edgeseg.errors import BadInput
 from edgeseg.evaluation import class_names
+from edgeseg.files import require_writable
 from edgeseg.measure.latency import summarize
 from edgeseg.measure.machine import machine, peak_rss_mb, versions
 from edgeseg.pipeline.assemble import assemble
@@ -75,6 +77,12 @@ def build(
     """
     if precision not in get_args(Precision):
         raise BadInput(f"there is no precision '{precision}'; there are: {', '.join(get_args(Precision))}")
+    if not (math.isfinite(max_miou_drop) and max_miou_drop >= 0):
+        raise BadInput(f"max_miou_drop is a number of points, 0 or more; {max_miou_drop} came")
+    if samples is not None and samples < 1:
+        raise BadInput(f"samples is a number of frames, 1 or more; {samples} came")
+    if out is not None:
+        require_writable(Path(out))
     console = console or Console()
     effort = replace(QUICK if quick else Effort(), **({} if samples is None else {"samples": samples}))
     chosen_recipe = recipe_named(recipe)
@@ -88,8 +96,12 @@ def build(
     names = class_names(read_spec, dataset)
     read_spec = replace(read_spec, output=replace(read_spec.output, classes=names))
 
-    calibration, verdict = frames_for(dataset, split, eval_split, effort, read_spec)
-    look = look_at(calibration, read_spec, effort.look)
+    calibration, verdict, some = frames_for(dataset, split, eval_split, effort, read_spec)
+    if precision == "int8" and not verdict:
+        raise BadInput(
+            "INT8 needs frames to judge by besides those to calibrate on: add frames, labelled or not, to the data set"
+        )
+    look = look_at(some, read_spec, effort.look)
     fp32, intake_row = ingest(
         Path(model),
         read_spec,
@@ -102,7 +114,7 @@ def build(
         console=console,
     )
     table, int8 = None, {}
-    runs_on = runtimes(backend)
+    runs_on = runtimes(backend, console)
     if precision == "int8" and calibration is not None:
         table = calibrated(fp32, calibration, chosen_recipe, use_cache, console)
         int8 = quantized(fp32, table, runs_on, look[: effort.correct], use_cache, console)

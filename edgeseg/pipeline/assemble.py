@@ -12,13 +12,12 @@ import numpy as np
 from calibration import ScaleTable, to_json
 from edgeseg import __version__, backends
 from edgeseg.backends import Engine
-from edgeseg.bundle import Bundle, Reference, Variant
+from edgeseg.bundle import FP32, Bundle, Reference, Variant
 from edgeseg.pipeline.engines import fp32_masks
 from edgeseg.selfcheck import place_now
 from edgeseg.types import Masks, ModelSpec, OnnxModel, Pixels
 
 REFERENCES = 4
-FP32 = "fp32.onnx"
 
 
 def assemble(

@@ -25,14 +25,20 @@ HALVES = ("fp16", "bf16")
 LEAST_AGREEMENT = 0.5  # with FP32, of an engine just opened: below, it is not a loss of accuracy but a wrong answer
 
 
-def runtimes(backend: str | None) -> tuple[str, ...]:
+def runtimes(backend: str | None, console: Console) -> tuple[str, ...]:
     """The backend asked for, or all that are installed. Raises MissingOnMachine, BadInput."""
-    here = backends.installed()
-    if backend is None:
-        return here
-    if backend not in here:
+    if backend is not None:
         backends.get(backend).version()  # says what is missing and how to install it
-    return (backend,)
+        return (backend,)
+    good = []
+    for name in backends.installed():
+        try:
+            backends.get(name).version()
+        except MissingOnMachine as error:  # installed, but broken: the others can still run
+            console.say(f"           out: {error}")
+            continue
+        good.append(name)
+    return tuple(good)
 
 
 def engines_for(

@@ -34,10 +34,10 @@ QUICK = Effort(samples=16, look=4, evaluate=24, correct=0, settings=1, halves=1,
 
 def frames_for(
     dataset: Dataset | None, split: str, eval_split: str | None, effort: Effort, spec: ModelSpec
-) -> tuple[Reading | None, Reading | None]:
-    """The frames to calibrate on and those for the verdict. They never overlap."""
+) -> tuple[Reading | None, Reading | None, Reading | None]:
+    """The frames to calibrate on, those for the verdict, and those to look at: none of the verdict's in the others."""
     if dataset is None:
-        return None, None
+        return None, None, None
     if split == "train" and len(dataset.splits) == 1:
         (split,) = dataset.splits  # a plain folder of images has one split, of another name
     chosen = dataset.split(split)
@@ -49,10 +49,12 @@ def frames_for(
         used = set(indices)
         left = [index for index in range(len(chosen)) if index not in used]
         calibration = read(chosen, indices, color=spec.input.frame, labels=False)
-        return calibration, read(chosen, [left[i] for i in pick(len(left), effort.evaluate)], color=spec.input.frame)
+        judged = [left[i] for i in pick(len(left), effort.evaluate)]
+        return calibration, read(chosen, judged, color=spec.input.frame) if judged else None, calibration
     calibration = read(chosen, pick(len(chosen), effort.samples), color=spec.input.frame, labels=False)
     others = dataset.split(eval_split)
-    return calibration, read(others, pick(len(others), effort.evaluate), color=spec.input.frame)
+    verdict = read(others, pick(len(others), effort.evaluate), color=spec.input.frame)
+    return calibration, verdict, read(chosen, color=spec.input.frame, labels=False)
 
 
 def prepared(reading: Reading, spec: ModelSpec) -> Iterator[Pixels]:

@@ -10,14 +10,14 @@ from typing import Any
 import numpy as np
 
 from edgeseg import __version__, cache, export, intake
-from edgeseg.bundle import read_bundle
+from edgeseg.bundle import FP32, read_bundle
 from edgeseg.console import Console
 from edgeseg.errors import BadInput
 from edgeseg.export.reference import onnx_reference
 from edgeseg.measure.agreement import agreement
 from edgeseg.measure.machine import versions
 from edgeseg.measure.profile import Profile, profile
-from edgeseg.spec import spec_for
+from edgeseg.spec import find_spec, spec_for
 from edgeseg.types import ModelSpec, OnnxModel, Pixels
 
 
@@ -58,6 +58,8 @@ def ingest(
         source = intake.load(path, spec, trust_pickle=trust_pickle)
         if isinstance(source, intake.Onnx):
             exported = export.from_onnx(source, spec, dynamic=dynamic)
+            if opset not in (None, exported.opset):
+                raise BadInput(f"opset {opset} was asked for, but {path} is an ONNX graph of opset {exported.opset}")
             reference = onnx_reference(source, spec)
         else:
             exported = export.to_onnx(source, spec, opset=opset, dynamic=dynamic, quick=quick)
@@ -95,14 +97,28 @@ def _summary(report: Mapping[str, Any]) -> str:
 def profiled(
     model: str | Path, *, spec: str | Path | None = None, variant: str | None = None, trust_pickle: bool = False
 ) -> Profile:
-    """Multiplications, parameters and activations of a model file, or of a bundle's FP32 graph or named variant."""
+    """Multiplications, parameters and activations of a model file, or of a bundle's FP32 graph or named variant.
+
+    Of an ONNX file as it is; it needs a spec only where its input size is free. Also known as `edgeseg.profile`.
+    """
     path = Path(model)
     if path.is_dir() or path.suffix == ".edgeseg":
-        bundle = read_bundle(path)
-        graph = bundle.files.get("fp32.onnx", b"") if variant is None else bundle.graph(variant)
-        return profile(graph)
+        return profile(_graph_in(path, variant))
+    if path.suffix == ".onnx" and spec is None and find_spec(path) is None:
+        return profile(path.read_bytes())
     read_spec = spec_for(path, spec)
     source = intake.load(path, read_spec, trust_pickle=trust_pickle)
     if isinstance(source, intake.Onnx):
         return profile(export.from_onnx(source, read_spec).graph)
     return profile(export.to_onnx(source, read_spec, quick=True).graph)
+
+
+def _graph_in(path: Path, variant: str | None) -> bytes:
+    bundle = read_bundle(path)
+    if variant is None and FP32 in bundle.files:
+        return bundle.files[FP32]
+    chosen = bundle.variant(variant)
+    if not chosen.files[0].endswith(".onnx"):
+        ours = ", ".join(other.name for other in bundle.variants if other.files[0].endswith(".onnx"))
+        raise BadInput(f"'{chosen.name}' of {path} is no ONNX graph; of this bundle can be profiled: {ours or 'none'}")
+    return bundle.graph(chosen)

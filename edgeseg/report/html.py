@@ -11,6 +11,7 @@ from typing import Any
 
 from edgeseg.bundle import Bundle, read_bundle
 from edgeseg.errors import BadInput
+from edgeseg.files import write_whole
 from edgeseg.report.picture import comparisons, palette_of, png, stacked
 from edgeseg.report.text import DASH, number, size
 
@@ -27,9 +28,7 @@ def write_report(sources: Sequence[Path], out: Path) -> Path:
         f"<style>{STYLE.read_text(encoding='utf-8')}</style><main><h1>edgeseg: {escape(title)}</h1>"
         f"{''.join(parts)}</main></html>"
     )
-    out.parent.mkdir(parents=True, exist_ok=True)
-    out.write_text(page, encoding="utf-8")
-    return out
+    return write_whole(out, page.encode())
 
 
 def write_picture(sources: Sequence[Path], out: Path) -> Path:
@@ -37,9 +36,7 @@ def write_picture(sources: Sequence[Path], out: Path) -> Path:
     rows = [row for source in sources if _is_bundle(source) for row in comparisons(read_bundle(source))]
     if not rows:
         raise BadInput("a picture is made of the reference frames of a bundle; none was given, or it has none")
-    out.parent.mkdir(parents=True, exist_ok=True)
-    out.write_bytes(png(stacked(rows)))
-    return out
+    return write_whole(out, png(stacked(rows)))
 
 
 def _is_bundle(path: Path) -> bool:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
+from pathlib import PurePath
 from typing import Any
 
 DASH = "–"
@@ -87,6 +88,10 @@ def eval_table(document: Mapping[str, Any]) -> str:
     )
 
 
+def _title(document: Mapping[str, Any]) -> str:
+    return PurePath(document.get("path", document["bundle"])).name  # two bundles may have one name
+
+
 def bench_table(documents: Sequence[Mapping[str, Any]]) -> str:
     """Latency of each bundle: the engine alone, and from a frame of its own size to a mask of that size."""
     rows = []
@@ -95,10 +100,10 @@ def bench_table(documents: Sequence[Mapping[str, Any]]) -> str:
         for what, key in (("engine", "latency_ms"), ("frame to mask", "end_to_end_ms")):
             latency = document[key]
             cells = (number(latency[p]) for p in ("p50", "p90", "p99", "min", "max"))
-            rows.append((f"{document['bundle']} {document['variant']}: {what}", *cells, str(latency["count"])))
+            rows.append((f"{_title(document)} {document['variant']}: {what}", *cells, str(latency["count"])))
             reasons |= {f"{name}: {reason}" for name, reason in latency["reasons"].items()}
     cold = [
-        f"{document['bundle']}: {document['cold_ms']['open']:.0f} ms to open, "
+        f"{_title(document)}: {document['cold_ms']['open']:.0f} ms to open, "
         f"{document['cold_ms']['first_frame']:.1f} ms for the first frame"
         for document in documents
     ]

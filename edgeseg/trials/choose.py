@@ -44,7 +44,8 @@ def choose(measured: Sequence[Measured], asked: Precision, max_drop: float, what
     for m in measured:
         drop = None if reference is None or m.accuracy is None else reference - m.accuracy
         if drop is not None and not drop <= max_drop:
-            reasons.append(f"{m.name} is out: it loses {drop:.2f} points of {what}, {max_drop:g} are allowed.")
+            lost = f"{drop:.2f}" if drop >= max_drop + 0.005 else f"{drop:.2g}"
+            reasons.append(f"{m.name} is out: it loses {lost} points of {what}, {max_drop:g} are allowed.")
         else:
             qualified.append(m)
     if not qualified:

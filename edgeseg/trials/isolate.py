@@ -7,10 +7,13 @@ If it dies, the engine it was at is the one that failed, and another child goes 
 from __future__ import annotations
 
 import json
+import os
 import signal
 import subprocess
 import sys
 import tempfile
+import threading
+import time
 from collections.abc import Sequence
 from pathlib import Path
 
@@ -77,7 +80,15 @@ def _answer(folder: Path, index: int) -> Masks | str | None:
     return loaded
 
 
+def _end_with(parent: int) -> None:
+    """Nobody waits for the answers of a child whose parent was killed."""
+    while os.getppid() == parent:
+        time.sleep(0.5)
+    os._exit(1)
+
+
 def _child(folder: Path, first: int, last: int) -> None:
+    threading.Thread(target=_end_with, args=(os.getppid(),), daemon=True).start()
     frames = np.load(folder / "frames.npy")
     for index in range(first, last):
         described = json.loads((folder / f"{index}.json").read_text(encoding="utf-8"))

@@ -170,3 +170,23 @@ def test_probe_holds_one_frame_at_a_time() -> None:
 def test_probe_of_a_tensor_that_is_not_there() -> None:
     with pytest.raises(ModelError, match="no tensors nowhere"):
         next(probe(making.unet().graph, ["relu1", "nowhere"], iter([making.frames(1)])))
+
+
+@pytest.mark.parametrize(
+    ("key", "value"),
+    [
+        ("optimization", "bogus"),
+        ("threads", "many"),
+        ("threads", -3),
+        ("threads", True),
+        ("threshold", "high"),
+        ("threshold", float("nan")),
+        ("decision", "maybe"),
+        ("arithmetic", "f8"),
+        ("plugin", "/lib/evil.so"),
+    ],
+)
+def test_settings_that_no_backend_knows_are_refused(key: str, value: str | int | float) -> None:
+    engine = Engine("x", "onnxruntime", "fp32", "graph.onnx", {"graph.onnx": b""}, {key: value})
+    with pytest.raises(BadInput, match=key):
+        open_engine(engine)

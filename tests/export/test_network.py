@@ -275,3 +275,12 @@ def test_one_channel_networks() -> None:
             found = np.concatenate([masks(fused, frame[None]) for frame in FRAMES])
             assert set(np.unique(wanted)) == {0, 1}
             assert (wanted == found).mean() >= 0.9995
+
+
+def test_probabilities_taken_for_scores_are_refused() -> None:
+    # A threshold of 0 for scores would call every probability class 1, and the reference would agree.
+    spec = ModelSpec("one", SPEC.input, OutputSpec(classes=("no", "yes")))
+    model = Torch(models.seeded(models.OneChannel, True), "state_dict")
+    graph = to_onnx(model, spec, quick=True).graph
+    with pytest.raises(ModelError, match='activation = "probabilities"'):
+        fuse(graph, spec)
