@@ -118,7 +118,8 @@ def build(
     if precision == "int8" and calibration is not None:
         table = calibrated(fp32, calibration, chosen_recipe, use_cache, console)
         int8 = quantized(fp32, table, runs_on, look[: effort.correct], use_cache, console)
-    engines, rejected, tried = engines_for(fp32, int8, runs_on, precision, look, effort, console)
+    tried = engines_for(fp32, int8, runs_on, precision, look, effort, console)
+    engines = tried.engines
     accuracy = measured_accuracy(engines, read_spec, dataset, verdict, use_cache, console)
     with console.step("race") as step:
         with console.bar(effort.rounds, "race") as done:
@@ -149,8 +150,8 @@ def build(
         "calibration": document.calibration_row(table, calibration) if table and calibration else None,
         "evaluation": document.evaluation_row(accuracy, verdict) if accuracy and verdict else None,
         "engines": [document.engine_row(e, latency[e.name].to_json(), accuracy.get(e.name), names) for e in engines],
-        "settings_tried": tried,
-        "rejected": rejected,
+        "settings_tried": tried.settings,
+        "rejected": tried.rejected,
         "chosen": choice.name,
         "reasons": list(choice.reasons),
         "seconds": {name: round(seconds, 2) for name, seconds in console.seconds.items()},
@@ -158,5 +159,5 @@ def build(
         "machine": machine(),
         "versions": versions(),
     }
-    bundle = assemble(read_spec, engines, choice.name, look, table, fp32, report)
+    bundle = assemble(read_spec, tried, choice.name, look, table, fp32, report)
     return Built(bundle, write_bundle(bundle, out) if out is not None else None, report)

@@ -7,22 +7,20 @@ from collections.abc import Mapping, Sequence
 from datetime import datetime, timezone
 from typing import Any
 
-import numpy as np
-
 from calibration import ScaleTable, to_json
-from edgeseg import __version__, backends
+from edgeseg import __version__
 from edgeseg.backends import Engine
 from edgeseg.bundle import FP32, Bundle, Reference, Variant
-from edgeseg.pipeline.engines import fp32_masks
+from edgeseg.pipeline.engines import Tried
 from edgeseg.selfcheck import place_now
-from edgeseg.types import Masks, ModelSpec, OnnxModel, Pixels
+from edgeseg.types import ModelSpec, OnnxModel, Pixels
 
 REFERENCES = 4
 
 
 def assemble(
     spec: ModelSpec,
-    engines: Sequence[Engine],
+    tried: Tried,
     chosen: str,
     frames: Sequence[Pixels],
     table: ScaleTable | None,
@@ -35,21 +33,15 @@ def assemble(
     """
     files = {FP32: fp32.graph}
     stored = {_content(fp32.graph): FP32}
-    for engine in engines:
+    for engine in tried.engines:
         for file, data in engine.files.items():
             name = stored.setdefault(_content(data), f"{engine.name}/{file}")
             files[name] = data
     if table is not None:
         files["scales.json"] = to_json(table).encode()
-    shown = list(frames[:REFERENCES])
-    expected = fp32_masks(fp32, shown)
-    answers: dict[str, Masks] = {}
-    for engine in engines:
-        with backends.open_engine(engine) as session:
-            answers[engine.name] = np.concatenate([session.run(frame[None]) for frame in shown])
     references = tuple(
-        Reference(f"{i}", frame, expected[i], {name: masks[i] for name, masks in answers.items()})
-        for i, frame in enumerate(shown)
+        Reference(f"{i}", frame, tried.expected[i], {e.name: tried.masks[e.name][i] for e in tried.engines})
+        for i, frame in enumerate(frames[:REFERENCES])
     )
     variants = tuple(
         Variant(
@@ -59,12 +51,12 @@ def assemble(
             tuple(stored[_content(engine.files[file])] for file in _graph_first(engine)),
             dict(engine.settings),
         )
-        for engine in engines
+        for engine in tried.engines
     )
     created = {
         "edgeseg": __version__,
         "time": datetime.now(timezone.utc).isoformat(timespec="seconds"),
-        "place": {name: place_now(name) for name in {engine.backend for engine in engines}},
+        "place": {name: place_now(name) for name in {engine.backend for engine in tried.engines}},
         "machine": report["machine"],
         "versions": report["versions"],
     }

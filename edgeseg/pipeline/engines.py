@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import replace
+from dataclasses import dataclass, replace
 
 import numpy as np
 
@@ -23,6 +23,17 @@ from edgeseg.types import MASK, Frames, Masks, ModelSpec, OnnxModel, Pixels, Pre
 
 HALVES = ("fp16", "bf16")
 LEAST_AGREEMENT = 0.5  # with FP32, of an engine just opened: below, it is not a loss of accuracy but a wrong answer
+
+
+@dataclass(frozen=True, slots=True)
+class Tried:
+    """The engines to decide between, and what came out on the way to them."""
+
+    engines: tuple[Engine, ...]
+    masks: Mapping[str, Masks]  # by engine: what it answered for the frames looked at
+    expected: Masks  # what the FP32 graph answers for them
+    rejected: list[dict[str, str]]  # name and why
+    settings: list[str]  # names of all that were tried
 
 
 def runtimes(backend: str | None, console: Console) -> tuple[str, ...]:
@@ -49,12 +60,14 @@ def engines_for(
     frames: Sequence[Pixels],
     effort: Effort,
     console: Console,
-) -> tuple[list[Engine], list[dict[str, str]], list[str]]:
-    """One engine for each runtime and precision, with the settings that are fastest here; those out; all tried.
+) -> Tried:
+    """One engine for each runtime and precision, with the settings that are fastest here.
 
-    `int8`: the quantized graph for each runtime, where INT8 is wanted.
+    `int8`: the quantized graph for each runtime, where INT8 is wanted. Raises MissingOnMachine.
     """
     finalists: list[Engine] = []
+    masks: dict[str, Masks] = {}
+    expected = fp32_masks(fp32, frames)
     with console.step("candidates") as step:
         groups: dict[tuple[str, Precision], tuple[Engine, ...]] = {}
         failed: dict[str, str] = {}
@@ -65,13 +78,16 @@ def engines_for(
                 except ModelError as error:  # another runtime may know the operators that this one does not
                     failed[f"{name}-{kind}"] = str(error)
         everyone = [engine for engines in groups.values() for engine in engines]
-        failed |= _failing(everyone, fp32_masks(fp32, frames), np.stack(frames))
+        answers = _answers(everyone, np.stack(frames))
+        failed |= _failing(answers, expected)
         medians: dict[str, float] = {}
         for (name, kind), engines in console.track(groups.items(), len(groups), "candidates"):
             if good := [engine for engine in engines if engine.name not in failed]:
                 best, median = best_settings(good, [frame[None] for frame in frames], rounds=effort.tune)
-                finalists.append(replace(best, name=f"{name}-{kind}"))
-                medians[finalists[-1].name] = median
+                finalist = replace(best, name=f"{name}-{kind}")
+                finalists.append(finalist)
+                medians[finalist.name] = median
+                masks[finalist.name] = np.asarray(answers[best.name])
         step.note = f"{len(everyone)} settings of {len(finalists)} engines timed on {', '.join(names)}"
     if not any(engine.precision == "fp32" for engine in finalists):
         why = "; ".join(f"{name}: {reason}" for name, reason in failed.items())
@@ -86,7 +102,8 @@ def engines_for(
     rejected = [{"name": name, "why": why} for name, why in failed.items()]
     for row in rejected:
         console.say(f"           out: {row['name']}: {row['why']}")
-    return [e for e in finalists if e.name not in failed], rejected, [engine.name for engine in everyone]
+    engines = tuple(engine for engine in finalists if engine.name not in failed)
+    return Tried(engines, masks, expected, rejected, [engine.name for engine in everyone])
 
 
 def _graphs(
@@ -117,13 +134,15 @@ def fp32_masks(fp32: OnnxModel, frames: Sequence[Pixels]) -> Masks:
     return np.stack(masks)
 
 
-def _failing(engines: Sequence[Engine], expected: Masks, frames: Frames) -> dict[str, str]:
-    """The engines that crash, refuse or answer nonsense, and what happened. Those that could crash run in a child."""
+def _answers(engines: Sequence[Engine], frames: Frames) -> dict[str, Masks | str]:
+    """For each engine its masks, or why there are none. Those that could crash run in a child process."""
     isolated = [engine for engine in engines if backends.get(engine.backend).isolate]
     answers = dict(zip((engine.name for engine in isolated), try_engines(isolated, frames), strict=True))
-    for engine in engines:
-        if engine.name not in answers:
-            answers[engine.name] = _masks(engine, frames)
+    return answers | {engine.name: _masks(engine, frames) for engine in engines if engine.name not in answers}
+
+
+def _failing(answers: Mapping[str, Masks | str], expected: Masks) -> dict[str, str]:
+    """The engines that crash, refuse or answer nonsense, and what happened."""
     failed: dict[str, str] = {}
     for name, answer in answers.items():
         if isinstance(answer, str):
