@@ -7,7 +7,6 @@ mapping of settings, which travels in the bundle, so that what was measured is w
 from __future__ import annotations
 
 import math
-import os
 from abc import ABC, abstractmethod
 from collections.abc import Mapping
 from dataclasses import dataclass, field
@@ -15,6 +14,7 @@ from types import TracebackType
 from typing import Protocol, TypeVar
 
 from edgeseg.errors import BadInput
+from edgeseg.measure.machine import usable_cores
 from edgeseg.types import Frames, Masks, Precision
 
 Value = str | int | float | bool
@@ -87,14 +87,8 @@ class Backend(Protocol):
 
 
 def threads_allowed() -> int:
-    """How many processors this process may use, by its affinity and its cgroup's quota."""
-    count = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
-    try:
-        with open("/sys/fs/cgroup/cpu.max", encoding="ascii") as file:  # noqa: PTH123 - absent on most systems
-            quota, period = file.read().split()
-    except (OSError, ValueError):
-        return count
-    return count if quota == "max" else max(1, min(count, round(int(quota) / int(period))))
+    """How many threads to use unless told: the processors that this process may use, whole ones."""
+    return max(1, round(usable_cores()))
 
 
 _KNOWN: dict[str, tuple[Value, ...]] = {

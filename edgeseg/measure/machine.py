@@ -35,7 +35,7 @@ def machine(root: Path = Path("/")) -> dict[str, Any]:
         "architecture": platform.machine(),
         "cores_physical": _physical_cores(cpuinfo) or _number(mac.get("hw.physicalcpu")),
         "cores_logical": os.cpu_count(),
-        "cores_usable": _usable_cores(root),
+        "cores_usable": usable_cores(root),
         "isa": _isa(cpuinfo),
         "memory_mb": int(memory[1]) // 1024 if memory else _megabytes(_number(mac.get("hw.memsize"))),
         "os": platform.platform(),
@@ -93,7 +93,8 @@ def _physical_cores(cpuinfo: str) -> int | None:
     return len(blocks) if (None, None) in cores else len(cores)  # Arm lists no ids and has no sibling threads
 
 
-def _usable_cores(root: Path) -> float:
+def usable_cores(root: Path = Path("/")) -> float:
+    """How many processors this process may use, by its affinity and its container's quota."""
     allowed = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
     quota = re.match(r"(\d+) (\d+)", _text(root / "sys/fs/cgroup/cpu.max") or "")  # "max 100000" if there is none
     return min(float(allowed), int(quota[1]) / int(quota[2])) if quota else float(allowed)
