@@ -29,7 +29,7 @@ class Effort:
     limit_s: float = 30.0  # and its longest duration, for slow networks
 
 
-QUICK = Effort(samples=16, look=4, evaluate=20, correct=0, settings=1, halves=1, tune=3, rounds=16, limit_s=5.0)
+QUICK = Effort(samples=16, look=4, evaluate=16, correct=0, settings=1, halves=1, tune=1, rounds=11, limit_s=5.0)
 
 
 def frames_for(
