@@ -22,7 +22,7 @@ from edgeseg.measure.confusion import scores
 from edgeseg.measure.evaluate import Accuracy
 from edgeseg.measure.evaluate import evaluate as run_over
 from edgeseg.measure.machine import machine, versions
-from edgeseg.segmenter import Segmenter, engine_of
+from edgeseg.segmenter import engine_of
 from edgeseg.selfcheck import require_references, same_place
 from edgeseg.types import Mask, ModelSpec, Pixels
 
@@ -107,8 +107,8 @@ def evaluate(
     if not names:
         raise BadInput("neither the bundle nor the data set names the classes; add them to the data set's file")
     if not same_place(opened, chosen):
-        with Segmenter(engine_of(opened, chosen), opened.spec) as segmenter:
-            require_references(opened, chosen, segmenter)
+        with open_engine(engine_of(opened, chosen)) as session:
+            require_references(opened, chosen, session)
     reading = read(frames, color=opened.spec.input.frame)
     accuracy = accuracies(
         [engine_of(opened, chosen, {"threads": threads})],

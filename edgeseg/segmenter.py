@@ -13,6 +13,7 @@ from edgeseg.backends.base import Closing, Value
 from edgeseg.bundle import Bundle, Variant, read_bundle
 from edgeseg.data.prepare import fit, to_size
 from edgeseg.errors import BadInput
+from edgeseg.selfcheck import require_elsewhere, require_references
 from edgeseg.types import Frames, Mask, Masks, ModelSpec, Pixels
 
 
@@ -81,15 +82,15 @@ def open_bundle(
     Raises BundleError for a damaged or hostile bundle, MissingOnMachine where the runtime is not installed,
     AccuracyFailed when the engine does not reproduce the reference masks.
     """
-    from edgeseg.selfcheck import require_references, same_place
-
     bundle = read_bundle(Path(path))
     chosen = bundle.variant(variant)
     segmenter = Segmenter(engine_of(bundle, chosen, {"threads": threads}), bundle.spec)
-    if check or (check is None and not same_place(bundle, chosen)):
-        try:
+    try:
+        if check:
             require_references(bundle, chosen, segmenter)
-        except BaseException:
-            segmenter.close()
-            raise
+        elif check is None:
+            require_elsewhere(bundle, chosen, segmenter)
+    except BaseException:
+        segmenter.close()
+        raise
     return segmenter

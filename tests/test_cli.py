@@ -62,6 +62,21 @@ def test_deliberate_errors_end_with_their_code_and_no_traceback(error: type[Edge
     assert result.stderr == "edgeseg: what was wanted, what came, what to do\n"
 
 
+@pytest.mark.parametrize(
+    ("error", "code", "said"),
+    [(OSError(28, "No space left on device"), 2, "No space left"), (KeyboardInterrupt(), 130, "stopped")],
+)
+def test_a_full_disk_and_ctrl_c_are_no_failed_gate(error: BaseException, code: int, said: str) -> None:
+    @click.command()
+    @_said
+    def fails() -> None:
+        raise error
+
+    result = CliRunner().invoke(fails)
+    assert result.exit_code == code
+    assert said in result.stderr
+
+
 def test_other_errors_are_not_hidden() -> None:
     @click.command()
     @_said
@@ -262,3 +277,20 @@ def test_a_whole_process(tmp_path: Path) -> None:
     assert refused.returncode == 2
     assert refused.stderr.startswith("edgeseg: INT8 needs real frames")
     assert refused.stdout == ""
+
+
+def test_profile_of_an_onnx_file_needs_no_spec(tmp_path: Path) -> None:
+    # The layer of the lecture: 28x28x192, 5x5, 32 outputs, "120 million".
+    import numpy as np
+    from onnx import TensorProto, helper, numpy_helper
+
+    weights = numpy_helper.from_array(np.zeros((32, 192, 5, 5), np.float32), "w")
+    given = helper.make_tensor_value_info("x", TensorProto.FLOAT, (1, 192, 28, 28))
+    taken = helper.make_tensor_value_info("y", TensorProto.FLOAT, (1, 32, 28, 28))
+    node = helper.make_node("Conv", ["x", "w"], ["y"], "layer", pads=[2, 2, 2, 2])
+    graph = helper.make_graph([node], "layer", [given], [taken], [weights])
+    model = helper.make_model(graph, opset_imports=[helper.make_opsetid("", 17)])
+    (tmp_path / "layer.onnx").write_bytes(model.SerializeToString())
+    result = run("profile", tmp_path / "layer.onnx")
+    assert result.exit_code == 0, result.output
+    assert "120,422,400" in result.output

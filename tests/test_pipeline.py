@@ -326,3 +326,23 @@ def test_the_report_is_json(built: Path) -> None:
     assert {"schema", "machine", "versions", "seconds", "peak_rss_mb"} <= set(report)
     assert set(report["seconds"]) >= {"export", "calibrate", "candidates", "evaluate", "race"}
     assert "onnxruntime" in report["versions"]
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        ({"max_miou_drop": float("nan")}, "max_miou_drop"),
+        ({"max_miou_drop": -5.0}, "max_miou_drop"),
+        ({"samples": 0}, "samples"),
+        ({"opset": 19}, "opset 19 was asked for"),
+    ],
+)
+def test_options_that_make_no_sense_are_refused(street: Path, options: dict[str, Any], message: str) -> None:
+    with pytest.raises(BadInput, match=message):
+        build(street / "net.onnx", **options)
+
+
+def test_int8_needs_a_frame_to_judge_by(tmp_path: Path, street: Path) -> None:
+    images(tmp_path, 1)
+    with pytest.raises(BadInput, match="judge by"):
+        build(street / "net.onnx", data=tmp_path, precision="int8", quick=True)

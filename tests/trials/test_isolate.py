@@ -6,6 +6,8 @@ The child is a fresh interpreter; a sitecustomize.py on its path makes engines o
 from __future__ import annotations
 
 import os
+import subprocess
+import sys
 import time
 from dataclasses import replace
 from pathlib import Path
@@ -96,3 +98,35 @@ def test_one_that_hangs_is_stopped() -> None:
 
 def test_nothing_to_try() -> None:
     assert try_engines([], making.frames(1)) == []
+
+
+@pytest.mark.skipif(not hasattr(os, "getppid"), reason="this system has no parents")
+def test_a_child_ends_when_its_parent_is_killed() -> None:
+    child = "import sys\nfrom edgeseg.trials.isolate import _end_with\n_end_with(int(sys.argv[1]))"
+    parent = (
+        "import os, subprocess, sys, time\n"
+        f"child = subprocess.Popen([sys.executable, '-c', {child!r}, str(os.getpid())])\n"
+        "print(child.pid, flush=True)\n"
+        "time.sleep(60)"
+    )
+    with subprocess.Popen([sys.executable, "-c", parent], stdout=subprocess.PIPE, text=True) as process:
+        assert process.stdout is not None
+        pid = int(process.stdout.readline())
+        time.sleep(1.5)
+        assert _alive(pid)  # as long as the parent lives
+        process.kill()
+    for _ in range(100):
+        if not _alive(pid):
+            return
+        time.sleep(0.1)
+    os.kill(pid, 9)
+    pytest.fail("the child outlived its parent by ten seconds")
+
+
+def _alive(pid: int) -> bool:
+    try:
+        os.kill(pid, 0)
+    except ProcessLookupError:
+        return False
+    status = Path(f"/proc/{pid}/stat")
+    return not status.exists() or status.read_text().rsplit(")")[-1].split()[0] != "Z"  # nobody may reap it here
