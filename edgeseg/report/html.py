@@ -12,7 +12,8 @@ from typing import Any
 from edgeseg.bundle import Bundle, read_bundle
 from edgeseg.errors import BadInput
 from edgeseg.files import write_whole
-from edgeseg.report.picture import comparisons, palette_of, png, stacked
+from edgeseg.palette import palette_of
+from edgeseg.report.picture import comparisons, png, stacked
 from edgeseg.report.text import DASH, number, size
 
 STYLE = Path(__file__).with_name("report.css")

@@ -7,18 +7,14 @@ from collections.abc import Sequence
 import numpy as np
 
 from edgeseg.bundle import Bundle
-from edgeseg.data.splits import default_palette
 from edgeseg.errors import BadInput, need
+from edgeseg.palette import Palette, colour_table, palette_of
 from edgeseg.types import Mask, Pixels
-
-Palette = Sequence[tuple[int, int, int]]  # RGB
 
 
 def coloured(mask: Mask, palette: Palette) -> Pixels:
     """BGR (H, W, 3) of a mask (H, W); classes beyond the palette are black."""
-    table = np.zeros((256, 3), np.uint8)
-    table[: len(palette)] = np.array(palette, np.uint8)[:256, ::-1]
-    painted: Pixels = table[mask]
+    painted: Pixels = colour_table(palette)[mask]
     return painted
 
 
@@ -69,14 +65,6 @@ def comparisons(bundle: Bundle) -> list[Pixels]:
         ]
         rows.append(side_by_side(pictures))
     return rows
-
-
-def palette_of(bundle: Bundle) -> Palette:
-    """The colours of the data set that the bundle was built with, RGB, or one distinct colour for each class."""
-    stored = bundle.verdict.get("palette")
-    if stored:
-        return [(int(r), int(g), int(b)) for r, g, b in stored]
-    return default_palette(max(len(bundle.spec.output.classes), 2))
 
 
 def png(picture: Pixels) -> bytes:
