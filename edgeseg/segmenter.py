@@ -51,9 +51,9 @@ class Segmenter(Closing):
         mask: Mask = self.run(fit(frame, self.spec.input.size, self.spec.input.resize)[None])[0]
         return mask
 
-    def run(self, frames: Frames) -> Masks:
-        """The engine alone: masks uint8 (N, H, W) for frames uint8 (N, H, W, 3) of the network's size."""
-        return self._session.run(frames)
+    def run(self, frames: Frames, out: Masks | None = None) -> Masks:
+        """The engine alone: masks uint8 (N, H, W), or `out`, for frames uint8 (N, H, W, 3) of the network's size."""
+        return self._session.run(frames, out)
 
     def close(self) -> None:
         self._session.close()

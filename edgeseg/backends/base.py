@@ -58,11 +58,14 @@ class Closing(ABC):
 class Session(Closing):
     """An opened engine. Not to be shared between threads."""
 
+    batch: int = 1  # how many frames it takes at once; 0 for any number
+
     @abstractmethod
-    def run(self, frames: Frames) -> Masks:
+    def run(self, frames: Frames, out: Masks | None = None) -> Masks:
         """Masks uint8 (N, H, W) for frames uint8 (N, H, W, 3) of the size and colour order that the spec names.
 
-        The array that comes back is the caller's: a later run does not write into it.
+        With `out`, a contiguous array of that shape, they are written there and `out` comes back: no memory of the
+        size of a frame is allocated. Without, the array is the caller's: a later run does not write into it.
         """
 
 

@@ -13,12 +13,17 @@ from edgeseg.types import Floats, Masks
 _BLOCK = 1 << 15  # values of one class per block: 128 KiB of float32
 
 
-def decide(scores: Floats, threshold: float = 0.0) -> Masks:
-    """Masks uint8 (N, H, W) from scores float32 (N, C, H, W): the highest class, or score >= threshold for C = 1."""
+def decide(scores: Floats, threshold: float = 0.0, out: Masks | None = None) -> Masks:
+    """Masks uint8 (N, H, W) from scores float32 (N, C, H, W): the highest class, or score >= threshold for C = 1.
+
+    With `out` they are written there.
+    """
     count, classes, height, width = scores.shape
+    masks = np.empty((count, height, width), np.uint8) if out is None else out
     if classes == 1:
-        return (scores[:, 0] >= threshold).astype(np.uint8)
-    masks = np.zeros((count, height, width), np.uint8)
+        np.greater_equal(scores[:, 0], threshold, out=masks.view(np.bool_))
+        return masks
+    masks.fill(0)
     rows = max(1, min(height, _BLOCK // width))
     best = np.empty((rows, width), np.float32)
     higher = np.empty((rows, width), np.bool_)

@@ -76,14 +76,35 @@ class _Session(Session):
             str(engine.settings.get("optimization", "all")),
             int(engine.settings.get("threads", 0)),
         )
-        self._output = self._session.get_outputs()[0].name
+        result = self._session.get_outputs()[0]
+        first = self._session.get_inputs()[0].shape[0]
+        self.batch = first if isinstance(first, int) else 0
+        self._output = result.name
+        self._binding = self._session.io_binding()
+        # Scores that the host decides on are many times larger than a frame: their place is kept.
+        fixed = all(isinstance(length, int) for length in result.shape)
+        self._scores = np.empty(result.shape, np.float32) if self._output == LOGITS and fixed else None
 
-    def run(self, frames: Frames) -> Masks:
-        (result,) = self._session.run([self._output], {FRAME: frames})
-        return decide(result, self._threshold) if self._output == LOGITS else result
+    def run(self, frames: Frames, out: Masks | None = None) -> Masks:
+        if self._output != LOGITS:
+            if out is not None:
+                return self._run_into(frames, out)
+            (masks,) = self._session.run([self._output], {FRAME: frames})
+            return np.asarray(masks)
+        if self._scores is not None:
+            return decide(self._run_into(frames, self._scores), self._threshold, out)
+        (scores,) = self._session.run([self._output], {FRAME: frames})
+        return decide(scores, self._threshold, out)
+
+    def _run_into(self, frames: Frames, out: NDArray[Any]) -> NDArray[Any]:
+        frames = np.ascontiguousarray(frames)
+        self._binding.bind_input(FRAME, "cpu", 0, frames.dtype, frames.shape, frames.ctypes.data)
+        self._binding.bind_output(self._output, "cpu", 0, out.dtype, out.shape, out.ctypes.data)
+        self._session.run_with_iobinding(self._binding)
+        return out
 
     def close(self) -> None:
-        self._session = None
+        self._session = self._binding = self._scores = None
 
 
 def open(engine: Engine) -> Session:  # noqa: A001 - the seam's word

@@ -86,10 +86,16 @@ class _Session(Session):
         self._request: Any = compiled.create_infer_request()
         self._scores = LOGITS in compiled.output(0).get_names()
         self._compiled = compiled
+        first = compiled.input(0).get_partial_shape()[0]
+        self.batch = int(first.get_length()) if first.is_static else 0
 
-    def run(self, frames: Frames) -> Masks:
+    def run(self, frames: Frames, out: Masks | None = None) -> Masks:
         result = self._request.infer({FRAME: frames}, share_inputs=True, share_outputs=True)[0]
-        return decide(result, self._threshold) if self._scores else np.array(result, np.uint8)
+        if self._scores:
+            return decide(result, self._threshold, out)
+        masks = np.empty(result.shape, np.uint8) if out is None else out
+        np.copyto(masks, result, casting="unsafe")
+        return masks
 
     def close(self) -> None:
         self._request = self._compiled = None

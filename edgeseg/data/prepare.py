@@ -8,20 +8,26 @@ from edgeseg.errors import need
 from edgeseg.types import Interpolation, Mask, Pixels
 
 
-def fit(pixels: Pixels, size: tuple[int, int], interpolation: Interpolation = "bilinear") -> Pixels:
+def fit(
+    pixels: Pixels, size: tuple[int, int], interpolation: Interpolation = "bilinear", out: Pixels | None = None
+) -> Pixels:
     """The frame uint8 (h, w, 3) resized to `size` (H, W), contiguous; the same array if nothing is to be done.
+
+    With `out` (H, W, 3) it is written there in any case.
 
     OpenCV's filters, which map pixel centres onto pixel centres: INTER_LINEAR (2x2 pixels, no smoothing when it
     shrinks, unlike PIL's bilinear), INTER_CUBIC, INTER_AREA; nearest takes the same pixels as `to_size`.
     """
     height, width = size
-    if pixels.shape[:2] == (height, width):
-        return np.ascontiguousarray(pixels)
-    if interpolation == "nearest":
-        return _nearest(pixels, size)
+    if pixels.shape[:2] == (height, width) or interpolation == "nearest":
+        same = pixels if pixels.shape[:2] == (height, width) else _nearest(pixels, size)
+        if out is None:
+            return np.ascontiguousarray(same)
+        np.copyto(out, same)
+        return out
     cv2 = need("cv2", extra="run", why="resizing frames")
     flags = {"bilinear": cv2.INTER_LINEAR, "area": cv2.INTER_AREA, "bicubic": cv2.INTER_CUBIC}
-    resized: Pixels = cv2.resize(pixels, (width, height), interpolation=flags[interpolation])
+    resized: Pixels = cv2.resize(pixels, (width, height), dst=out, interpolation=flags[interpolation])
     return resized
 
 

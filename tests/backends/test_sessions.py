@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import sys
+import time
+import tracemalloc
 import weakref
 from collections.abc import Callable, Iterator
 from dataclasses import replace
@@ -12,6 +14,7 @@ import pytest
 
 from edgeseg import backends
 from edgeseg.backends import Engine, open_engine
+from edgeseg.backends.null import NullSession
 from edgeseg.backends.onnxruntime import probe
 from edgeseg.errors import BadInput, MissingOnMachine, ModelError
 from edgeseg.trials.candidates import candidates
@@ -75,6 +78,49 @@ def test_results_belong_to_the_caller(decision: str, backend: str) -> None:
         assert not np.shares_memory(first, second)
         first[:] = 255  # writable, and no input of the next run
         np.testing.assert_array_equal(session.run(one[None]), kept)
+
+
+@pytest.mark.parametrize("backend", BACKENDS)
+@pytest.mark.parametrize("name", MODELS)
+def test_masks_are_written_where_they_are_wanted(name: str, backend: str) -> None:
+    for engine in candidates(MODELS[name](), backend, "fp32"):
+        frames = making.frames(3)
+        out = np.full((1, *making.SIZE), 255, np.uint8)
+        with open_engine(engine) as session:
+            for frame in frames:
+                expected = session.run(frame[None])
+                assert session.run(frame[None], out) is out
+                np.testing.assert_array_equal(out, expected)
+
+
+@pytest.mark.parametrize("backend", BACKENDS)
+def test_a_run_into_given_memory_allocates_none_of_a_frames_size(backend: str) -> None:
+    for engine in candidates(making.unet(), backend, "fp32"):
+        frame, out = making.frames(1), np.empty((1, *making.SIZE), np.uint8)
+        with open_engine(engine) as session:
+            session.run(frame, out)
+            tracemalloc.start()
+            session.run(frame, out)
+            peak = tracemalloc.get_traced_memory()[1]
+            tracemalloc.stop()
+        scores = 4 * 4 * out.size  # float32 of four classes
+        assert peak < max(scores, 3 * out.size)
+
+
+@pytest.mark.parametrize("backend", BACKENDS)
+def test_a_session_says_how_many_frames_it_takes_at_once(backend: str) -> None:
+    engine = candidates(making.unet(), backend, "fp32")[0]
+    with open_engine(engine) as session:
+        assert session.batch == 1
+
+
+def test_the_null_engine_takes_its_time_and_looks_at_its_frames() -> None:
+    frames = making.frames(2)
+    with NullSession(delay_ms=20) as session:
+        start = time.perf_counter_ns()
+        masks = session.run(frames)
+        assert time.perf_counter_ns() - start >= 20e6
+    np.testing.assert_array_equal(masks, frames[..., 1] // 64)
 
 
 @pytest.mark.parametrize("backend", BACKENDS)

@@ -68,3 +68,11 @@ def test_nearest_of_frames_is_that_of_masks() -> None:
 def test_empty_sides_are_refused() -> None:
     with pytest.raises(ValueError, match="a side is empty"):
         to_size(files.label(), (0, 4))
+
+
+@pytest.mark.parametrize("interpolation", ["bilinear", "nearest", "area", "bicubic"])
+@pytest.mark.parametrize("size", [(24, 32), (12, 16), (31, 20)])
+def test_fit_writes_where_it_is_told(interpolation: Interpolation, size: tuple[int, int]) -> None:
+    out = np.full((*size, 3), 7, np.uint8)
+    assert fit(files.frame(), size, interpolation, out) is out
+    np.testing.assert_array_equal(out, fit(files.frame(), size, interpolation))
