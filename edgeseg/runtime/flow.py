@@ -37,7 +37,7 @@ SWITCH_S = 0.0005
 class Feed(Protocol):
     """Where the frames of one stream come from: a `capture.Capture`."""
 
-    live: bool
+    read_ns: int  # how long reading the last frame took, without waiting for it
 
     def next(self, into: Pixels | None) -> Grab | Unreadable | None: ...
 
@@ -145,11 +145,11 @@ class _Flow:
                     shot = pool.get(timeout=0.1)
                 except queue.Empty:
                     continue  # everything is under way: look again whether to stop
-                before = self._clock()
                 got = capture.next(shot.pixels)
                 if got is None:
                     return
                 shot.index, index = index, index + 1
+                shot.position, shot.read_ns = got.position, capture.read_ns
                 if isinstance(got, Unreadable):
                     shot.name, shot.label, shot.captured_ns = f"{got.position:06d}", None, self._clock()
                     self._observer.captured(shot)
@@ -157,8 +157,6 @@ class _Flow:
                     continue
                 shot.pixels, shot.name, shot.label = got.pixels, got.name, got.label
                 shot.captured_ns = got.time_ns
-                # Waiting for the camera is no work: what counts starts when the frame was there.
-                shot.read_ns = max(0, self._clock() - (got.time_ns if capture.live else max(before, got.time_ns)))
                 self._observer.captured(shot)
                 self._pass(self._read, shot)
 

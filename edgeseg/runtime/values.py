@@ -43,10 +43,11 @@ class Shot:
     mask: Mask  # (H, W) at the network's size: what the engine wrote
     pixels: Pixels = field(default_factory=lambda: np.empty((0, 0, 3), np.uint8))  # (h, w, 3), BGR, source's size
     index: int = -1  # number of the capture in its stream, from 0; dropped and failed frames have one too
+    position: int = -1  # Grab.position and Grab.name
     name: str = ""
     label: Mask | None = None
     captured_ns: int = 0  # Grab.time_ns
-    read_ns: int = 0  # capture: how long reading it took, waiting for the source left out where that can be told
+    read_ns: int = 0  # capture: how long reading it took, without waiting for the source
     prepare_ns: int = 0  # how long each stage took, queues left out
     infer_ns: int = 0
     ready_ns: int = 0  # when its mask was there: ready_ns - captured_ns is the age from glass to mask

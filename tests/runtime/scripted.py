@@ -30,10 +30,10 @@ class Scripted:
         count: int,
         each: Callable[[int], Unreadable | Pixels | None] = lambda index: None,
         *,
-        live: bool = False,
         size: tuple[int, int] = SIZE,
     ) -> None:
-        self.live, self._count, self._each, self._size, self.given = live, count, each, size, 0
+        self._count, self._each, self._size, self.given = count, each, size, 0
+        self.read_ns = 0
         self.in_place = 0
 
     def next(self, into: Pixels | None) -> Grab | Unreadable | None:

@@ -79,7 +79,7 @@ def test_latest_gives_the_newest_and_counts_the_rest() -> None:
             time.sleep(0.3)
 
     got: list[int] = []
-    seen = run([Scripted(51, source, live=True)], Engine(engine), lambda s: got.append(s.index), latest=True)
+    seen = run([Scripted(51, source)], Engine(engine), lambda s: got.append(s.index), latest=True)
     # At least frames 1 to 46 are gone: of the last few, one may be in preparation and one prepared.
     assert got[-1] == 50
     assert all(index == 0 or index >= 47 for index in got)
