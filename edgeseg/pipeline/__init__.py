@@ -23,6 +23,7 @@ from edgeseg.files import require_writable
 from edgeseg.measure.latency import summarize
 from edgeseg.measure.machine import machine, peak_rss_mb, versions
 from edgeseg.pipeline.assemble import assemble
+from edgeseg.pipeline.baseline import baseline_for
 from edgeseg.pipeline.calibrate import calibrated, quantized, recipe_named
 from edgeseg.pipeline.engines import engines_for, measured_accuracy, runtimes
 from edgeseg.pipeline.frames import QUICK, Effort, frames_for, look_at
@@ -113,6 +114,7 @@ def build(
         use_cache=use_cache,
         console=console,
     )
+    baseline = baseline_for(fp32, calibration, quick=quick, use_cache=use_cache, console=console)
     table, int8 = None, {}
     runs_on = runtimes(backend, console)
     if precision == "int8" and calibration is not None:
@@ -149,6 +151,7 @@ def build(
         "intake": intake_row,
         "calibration": document.calibration_row(table, calibration) if table and calibration else None,
         "evaluation": document.evaluation_row(accuracy, verdict) if accuracy and verdict else None,
+        "baseline": baseline.to_json() if baseline else None,
         "engines": [document.engine_row(e, latency[e.name].to_json(), accuracy.get(e.name), names) for e in engines],
         "settings_tried": tried.settings,
         "rejected": tried.rejected,
