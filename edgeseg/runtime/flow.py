@@ -145,7 +145,7 @@ class _Flow:
                     shot = pool.get(timeout=0.1)
                 except queue.Empty:
                     continue  # everything is under way: look again whether to stop
-                got = capture.next(shot.pixels)
+                got = capture.next(shot.pixels if shot.pixels.size else None)
                 if got is None:
                     return
                 shot.index, index = index, index + 1

@@ -22,10 +22,11 @@ class Source(Closing):
     name: str  # as the user typed it, without passwords
     live: bool  # frames come at the source's own pace and are lost if nobody takes them
     fps: float | None  # its nominal rate, where it tells
+    complaint: str | None = None  # after the end: what was missing ("ended after 412 of 900 frames")
 
     @abstractmethod
     def read(self, into: Pixels | None) -> Grab | Unreadable | None:
-        """The next frame, or None at the end.
+        """The next frame, or None at the end, which is for good: a live source that stops by itself is broken.
 
         Written into `into` (uint8 (h, w, 3)) where that has the frame's size, else into a new array. Returns or raises
         within the stall time that the source was opened with. Raises SourceBroken when the source died or stalled.
