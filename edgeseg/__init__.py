@@ -6,7 +6,8 @@
     with edgeseg.open("model.edgeseg") as segment:
         mask = segment(frame)  # uint8 (H, W, 3) as the camera gives it → uint8 (H, W) of class indices
 
-Each step is a function of its own too: `edgeseg.evaluate`, `edgeseg.bench`, `edgeseg.profile`, `edgeseg.load_dataset`.
+Each step is a function of its own too: `edgeseg.evaluate`, `edgeseg.bench`, `edgeseg.profile`, `edgeseg.stream`,
+`edgeseg.load_dataset`.
 Names load what they need when they are first used, so importing edgeseg costs next to nothing.
 """
 
@@ -24,6 +25,7 @@ if TYPE_CHECKING:
     from edgeseg.evaluation import evaluate as evaluate
     from edgeseg.pipeline import build as build
     from edgeseg.pipeline import profiled as profile
+    from edgeseg.runtime.streaming import stream as stream
     from edgeseg.segmenter import open_bundle as open  # noqa: A004 - edgeseg.open reads as it should
     from edgeseg.spec import read_spec as read_spec
 
@@ -36,9 +38,10 @@ _HOME = {
     "profile": ("edgeseg.pipeline", "profiled"),
     "read_bundle": ("edgeseg.bundle", "read_bundle"),
     "read_spec": ("edgeseg.spec", "read_spec"),
+    "stream": ("edgeseg.runtime.streaming", "stream"),
 }
 
-__all__ = ["bench", "build", "evaluate", "load_dataset", "open", "profile", "read_bundle", "read_spec"]
+__all__ = ["bench", "build", "evaluate", "load_dataset", "open", "profile", "read_bundle", "read_spec", "stream"]
 
 
 def __getattr__(name: str) -> Any:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import shutil
 import sys
 import time
 from collections.abc import Callable, Iterable, Iterator
@@ -42,6 +43,15 @@ class Console:
         if not self.quiet:
             sys.stderr.write(text + "\n")
             sys.stderr.flush()
+
+    def status(self, text: str) -> None:
+        """How it goes: one line that the next one replaces, on a terminal; a line of its own elsewhere."""
+        if self.live:
+            width = shutil.get_terminal_size().columns - 1
+            sys.stderr.write(f"\r{text[:width]:<{width}}")
+            sys.stderr.flush()
+        else:
+            self.say(text)
 
     @property
     def live(self) -> bool:

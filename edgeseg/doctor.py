@@ -9,7 +9,7 @@ Looks at files, package metadata and what child processes answer; changes nothin
 from __future__ import annotations
 
 import re
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Literal
@@ -19,7 +19,7 @@ from edgeseg.doctor_host import Facts, Host, Requirement, parse_requirement, rel
 State = Literal["ok", "missing", "warning"]
 
 PYTHONS = ((3, 10), (3, 13))  # first and last that edgeseg supports
-EXTRAS = ("run", "build", "torch", "openvino")
+EXTRAS = ("run", "build", "torch", "openvino", "serve")
 LOW_MEMORY = 2 << 30  # bytes; a build of a small network takes about one
 
 # The same package under other names, by what the metadata asks for.
@@ -74,7 +74,7 @@ def diagnose(host: Host | None = None) -> tuple[Finding, ...]:
     return (
         _python(host),
         *_extras(host, facts),
-        *_engines(facts),
+        *_engines(facts, host.importable),
         _int8(host),
         _cores(host),
         _memory(host),
@@ -99,7 +99,8 @@ def ready(findings: Sequence[Finding]) -> tuple[str, ...]:
 
     int8 = by["INT8 instructions"]
     return (
-        line("eval, bench", "python", "extra run"),
+        line("eval, bench, stream", "python", "extra run"),
+        line("stream --serve", "python", "extra run", "extra serve"),
         line("build from .onnx", "python", "extra build"),
         line("build from .pt, .pt2", "python", "extra torch"),
         line("OpenVINO", "python", "extra openvino", "openvino devices"),
@@ -183,7 +184,7 @@ def _package(host: Host, wanted: str, facts: Mapping[str, Facts]) -> tuple[str, 
     return wanted, version, error
 
 
-def _engines(facts: Mapping[str, Facts]) -> Iterator[Finding]:
+def _engines(facts: Mapping[str, Facts], importable: Callable[[str], bool]) -> Iterator[Finding]:
     runtime, openvino, cv2 = (facts.get(name, {}) for name in ("onnxruntime", "openvino", "cv2"))
     if "providers" in runtime:
         yield Finding("onnxruntime providers", "ok", ", ".join(runtime["providers"]))
@@ -194,7 +195,12 @@ def _engines(facts: Mapping[str, Facts]) -> Iterator[Finding]:
     if "build" in cv2:
         line = re.search(r"GStreamer:\s*(\S+)", str(cv2["build"]))
         has = line is not None and line[1].upper().startswith("YES")
-        detail = "OpenCV has it: --source gst:… works" if has else "OpenCV is built without it: no --source gst:…"
+        if importable("gi"):
+            detail = "through gi: --source gst:…, csi:… and --send"
+        elif has:
+            detail = "OpenCV has it: --source gst:… works"
+        else:
+            detail = "neither gi nor OpenCV has it: no --source gst:… and csi:…, no --send"
         yield Finding("gstreamer", "ok", detail)  # information: most machines need none
 
 

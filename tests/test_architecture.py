@@ -16,7 +16,7 @@ STAGES = {"intake", "rewrite", "distill", "export", "quantize", "trials", "runti
 HEAVY = {"torch", "onnx", "cv2", "onnxruntime", "openvino", "onnxslim", "onnxscript", "tensorrt"}
 # Nothing in these makes sense without torch: networks are classes of its nn.Module. Who needs them imports them late.
 TORCH_ONLY = ("edgeseg.intake.torch_files", "edgeseg.intake.weights", "edgeseg.zoo.u_net")
-COMPOSERS = {"pipeline", "cli"}
+COMPOSERS = {"pipeline", "cli", "__init__"}  # the last names the functions of the API, and imports them late
 MODULES = sorted((ROOT / "edgeseg").rglob("*.py"))
 CALIBRATION = sorted((ROOT / "calibration").rglob("*.py"))
 

@@ -24,6 +24,7 @@ REQUIREMENTS = (
     'edgeseg[build]; extra == "torch"',
     'torch<3,>=2.6; extra == "torch"',
     'openvino<2027,>=2025.0; extra == "openvino"',
+    'aiohttp<4,>=3.9; extra == "serve"',
     'pytest; extra == "dev"',
 )
 EVERYTHING = {
@@ -33,6 +34,7 @@ EVERYTHING = {
     "onnx": "1.23.2",
     "torch": "2.13.0+cpu",
     "openvino": "2026.4.1",
+    "aiohttp": "3.12",
 }
 FACTS: dict[str, dict[str, Any]] = {
     "onnxruntime": {"version": "1.32.0", "providers": ["CPUExecutionProvider"]},
@@ -40,6 +42,7 @@ FACTS: dict[str, dict[str, Any]] = {
     "onnx": {"version": "1.23.2"},
     "torch": {"version": "2.13.0+cpu"},
     "openvino": {"version": "2026.4.1", "devices": ["CPU"]},
+    "aiohttp": {"version": "3.12"},
 }
 X86 = "flags\t\t: fpu avx2 avx512_vnni amx_int8\n\nprocessor : 1\nflags\t\t: fpu avx2 avx512_vnni amx_int8\n"
 MEMORY = "MemTotal:       16777216 kB\nMemFree: 1 kB\nMemAvailable:    8388608 kB\n"
@@ -104,7 +107,8 @@ def test_a_complete_machine_without_a_gpu(tmp_path: Path) -> None:
     assert by["INT8 instructions"].detail == "AVX512-VNNI, AMX-INT8"
     assert by["memory"].detail == "8.0 GiB available of 16.0"
     assert ready(diagnose(host(tmp_path))) == (
-        "eval, bench: yes",
+        "eval, bench, stream: yes",
+        "stream --serve: yes",
         "build from .onnx: yes",
         "build from .pt, .pt2: yes",
         "OpenVINO: yes",
@@ -123,7 +127,7 @@ def test_what_is_not_installed_is_named_with_the_extra_that_brings_it(tmp_path: 
     assert by["extra torch"].detail == "onnx, torch not installed"
     assert by["extra openvino"].fix == "pip install 'edgeseg[openvino]'"
     lines = ready(diagnose(device))
-    assert "eval, bench: yes" in lines
+    assert "eval, bench, stream: yes" in lines
     assert "build from .pt, .pt2: no, because onnx, torch not installed" in lines
     assert "OpenVINO: no, because openvino not installed" in lines
 
@@ -168,7 +172,13 @@ def test_pythons(tmp_path: Path, python: tuple[int, int], state: str) -> None:
     assert by["python"].state == state
     assert ("tomli" in by["edgeseg"].detail) == (python < (3, 11))
     line = ready(diagnose(host(tmp_path, python=python, packages=packages)))[0]
-    assert line.startswith("eval, bench: yes") == (state == "ok")
+    assert line.startswith("eval, bench, stream: yes") == (state == "ok")
+
+
+def test_gstreamer_through_gi_or_opencv_or_not_at_all(tmp_path: Path) -> None:
+    assert "no --source gst" in found(host(tmp_path))["gstreamer"].detail
+    bound = host(tmp_path, importable=lambda module: module in {*FACTS, "gi"})
+    assert "through gi" in found(bound)["gstreamer"].detail
 
 
 def test_cpus_and_their_instructions(tmp_path: Path) -> None:
@@ -183,7 +193,7 @@ def test_cpus_and_their_instructions(tmp_path: Path) -> None:
     # Work may run on any core, so what only some have does not count.
     assert int8("Features\t: asimd asimddp\n\nFeatures\t: asimd\n").state == "warning"
     assert "does not tell" in int8("").detail
-    assert "likely no gain" in ready(diagnose(host(tmp_path, {"proc/cpuinfo": "flags : avx2\n"})))[4]
+    assert "likely no gain" in ready(diagnose(host(tmp_path, {"proc/cpuinfo": "flags : avx2\n"})))[5]
 
 
 @pytest.mark.parametrize(

@@ -57,8 +57,9 @@ def commands() -> list[str]:
 @pytest.mark.parametrize("command", commands())
 def test_commands_take_these_arguments(command: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.chdir(tmp_path)
-    for name in ("model.pt", "dataset.toml", "model.edgeseg", "eval.json", "bench.json"):
+    for name in ("model.pt", "dataset.toml", "model.edgeseg", "eval.json", "bench.json", "stream.json"):
         (tmp_path / name).touch()
+    (tmp_path / "labels").mkdir()
     _, name, *arguments = shlex.split(command)
     main.commands[name].make_context(name, arguments)  # raises UsageError for what the command does not know
 

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 from edgeseg.measure.agreement import Agreement, agreement, boundary_band
 from edgeseg.measure.confusion import Scores, confusion, scores
+from edgeseg.measure.histogram import Histogram
 from edgeseg.measure.latency import (
     InTurn,
     Latency,
@@ -20,14 +21,21 @@ from edgeseg.measure.latency import (
     summarize,
 )
 from edgeseg.measure.machine import machine, peak_rss_mb, versions
+from edgeseg.measure.sensors import MachineSample
+from edgeseg.measure.slowdown import Slowdown, slowdowns
+from edgeseg.measure.timeline import Timeline
 
 __all__ = [
     "Agreement",
+    "Histogram",
     "InTurn",
     "Latency",
+    "MachineSample",
     "Percentile",
     "RatioInterval",
     "Scores",
+    "Slowdown",
+    "Timeline",
     "agreement",
     "boundary_band",
     "confusion",
@@ -39,6 +47,7 @@ __all__ = [
     "ratio_interval",
     "samples_needed",
     "scores",
+    "slowdowns",
     "summarize",
     "versions",
 ]

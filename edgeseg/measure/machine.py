@@ -27,9 +27,9 @@ def machine(root: Path = Path("/")) -> dict[str, Any]:
     `cores_usable` is what this process may use: its affinity mask, cut by a container's CPU quota. `isa` lists the
     instruction sets that INT8 speed depends on. `root` is where /proc and /sys lie.
     """
-    cpuinfo = _text(root / "proc/cpuinfo") or ""
+    cpuinfo = read_text(root / "proc/cpuinfo") or ""
     mac = _sysctl() if sys.platform == "darwin" else {}
-    memory = re.search(r"MemTotal:\s+(\d+) kB", _text(root / "proc/meminfo") or "")
+    memory = re.search(r"MemTotal:\s+(\d+) kB", read_text(root / "proc/meminfo") or "")
     return {
         "cpu": _cpu_model(cpuinfo, root) or mac.get("machdep.cpu.brand_string") or platform.processor() or None,
         "architecture": platform.machine(),
@@ -41,7 +41,7 @@ def machine(root: Path = Path("/")) -> dict[str, Any]:
         "os": platform.platform(),
         "python": platform.python_version(),
         "load_average": [round(x, 2) for x in os.getloadavg()] if hasattr(os, "getloadavg") else None,
-        "governor": _text(root / "sys/devices/system/cpu/cpu0/cpufreq/scaling_governor"),
+        "governor": read_text(root / "sys/devices/system/cpu/cpu0/cpufreq/scaling_governor"),
         "mhz": _mhz(cpuinfo, root),
         "virtual": _virtual(cpuinfo, root),
     }
@@ -63,7 +63,7 @@ def versions() -> dict[str, str]:
 def peak_rss_mb() -> float | None:
     """The most physical memory this process ever held, in MiB; None where the system does not tell (Windows)."""
     # Linux passes the parent's peak on through fork and exec in ru_maxrss; VmHWM is this process's own.
-    peak = re.search(r"VmHWM:\s+(\d+) kB", _text(Path("/proc/self/status")) or "")
+    peak = re.search(r"VmHWM:\s+(\d+) kB", read_text(Path("/proc/self/status")) or "")
     if peak:
         return int(peak[1]) / 1024
     if sys.platform == "win32":
@@ -79,7 +79,7 @@ def _cpu_model(cpuinfo: str, root: Path) -> str | None:
         found = _field(cpuinfo, key)
         if found:
             return found
-    board = _text(root / "proc/device-tree/model")  # Jetson and other Arm boards
+    board = read_text(root / "proc/device-tree/model")  # Jetson and other Arm boards
     part = _field(cpuinfo, "CPU part")
     arm = f"Arm implementer {_field(cpuinfo, 'CPU implementer')} part {part}" if part else None
     return ", ".join(x for x in (board, arm) if x) or None
@@ -96,7 +96,7 @@ def _physical_cores(cpuinfo: str) -> int | None:
 def usable_cores(root: Path = Path("/")) -> float:
     """How many processors this process may use, by its affinity and its container's quota."""
     allowed = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
-    quota = re.match(r"(\d+) (\d+)", _text(root / "sys/fs/cgroup/cpu.max") or "")  # "max 100000" if there is none
+    quota = re.match(r"(\d+) (\d+)", read_text(root / "sys/fs/cgroup/cpu.max") or "")  # "max 100000" if there is none
     return min(float(allowed), int(quota[1]) / int(quota[2])) if quota else float(allowed)
 
 
@@ -106,7 +106,7 @@ def _isa(cpuinfo: str) -> list[str]:
 
 
 def _mhz(cpuinfo: str, root: Path) -> float | None:
-    khz = _number(_text(root / "sys/devices/system/cpu/cpu0/cpufreq/scaling_cur_freq"))
+    khz = _number(read_text(root / "sys/devices/system/cpu/cpu0/cpufreq/scaling_cur_freq"))
     if khz is not None:
         return khz / 1000
     shown = _field(cpuinfo, "cpu MHz")
@@ -116,10 +116,10 @@ def _mhz(cpuinfo: str, root: Path) -> float | None:
 def _virtual(cpuinfo: str, root: Path) -> str | None:
     hints = []
     marked = (root / ".dockerenv").exists() or (root / "run/.containerenv").exists()
-    if marked or re.search(r"docker|kubepods|containerd|lxc", _text(root / "proc/1/cgroup") or ""):
+    if marked or re.search(r"docker|kubepods|containerd|lxc", read_text(root / "proc/1/cgroup") or ""):
         hints.append("container")
     if "hypervisor" in (_field(cpuinfo, "flags") or "").split():
-        maker = _text(root / "sys/class/dmi/id/sys_vendor")
+        maker = read_text(root / "sys/class/dmi/id/sys_vendor")
         hints.append(f"virtual machine ({maker})" if maker else "virtual machine")
     return ", ".join(hints) or None
 
@@ -129,7 +129,8 @@ def _field(text: str, key: str) -> str | None:
     return found[1].strip() if found else None
 
 
-def _text(path: Path) -> str | None:
+def read_text(path: Path) -> str | None:
+    """What a file of /proc or /sys says, stripped; None if that is nothing, or if it cannot be read."""
     try:
         return path.read_text(encoding="utf-8", errors="replace").strip("\0 \n") or None
     except OSError:

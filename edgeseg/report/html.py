@@ -13,14 +13,16 @@ from edgeseg.bundle import Bundle, read_bundle
 from edgeseg.errors import BadInput
 from edgeseg.files import write_whole
 from edgeseg.palette import palette_of
+from edgeseg.report.parts import bar, table
 from edgeseg.report.picture import comparisons, png, stacked
+from edgeseg.report.streams import stream_section
 from edgeseg.report.text import DASH, number, size
 
 STYLE = Path(__file__).with_name("report.css")
 
 
 def write_report(sources: Sequence[Path], out: Path) -> Path:
-    """Write one HTML page about build, eval and bench documents (JSON) and bundles. Raises BadInput for others."""
+    """Write one HTML page about documents (JSON of build, eval, bench, stream) and bundles. BadInput for others."""
     parts = [section for source in sources for section in _source(source)]
     title = ", ".join(source.stem for source in sources)
     page = (
@@ -57,7 +59,12 @@ def _source(path: Path) -> list[str]:
 
 
 def _document(document: Any, path: Path) -> list[str]:
-    kinds = {"edgeseg.build/1": _build, "edgeseg.eval/1": _eval, "edgeseg.bench/1": _bench}
+    kinds = {
+        "edgeseg.build/1": _build,
+        "edgeseg.eval/1": _eval,
+        "edgeseg.bench/1": _bench,
+        "edgeseg.stream/1": stream_section,
+    }
     schema = document.get("schema") if isinstance(document, Mapping) else None
     if not isinstance(schema, str) or schema not in kinds:
         raise BadInput(f"{path} has the schema {schema!r}; a report is made of: {', '.join(kinds)}, and of bundles")
@@ -78,7 +85,7 @@ def _build(report: Mapping[str, Any]) -> str:
                 number(engine["miou"], 2, 100),
                 number(engine["agreement"], 2, 100),
                 number(engine["boundary_agreement"], 2, 100),
-                _bar((latency["p50"] or 0.0) / slowest, number(latency["p50"])),
+                bar((latency["p50"] or 0.0) / slowest, number(latency["p50"])),
                 number(latency["p90"]),
                 size(engine["bytes"]),
                 escape(", ".join(f"{key}={value}" for key, value in engine["settings"].items())),
@@ -100,7 +107,7 @@ def _build(report: Mapping[str, Any]) -> str:
         )
     if evaluation := report["evaluation"]:
         facts.append(f"verdict on {evaluation['frames']:d} frames of “{escape(evaluation['split'])}”")
-    body = _table(header, rows, "notes") + f"<p>Handed over: <b>{escape(report['chosen'])}</b></p><ul>{reasons}</ul>"
+    body = table(header, rows, "notes") + f"<p>Handed over: <b>{escape(report['chosen'])}</b></p><ul>{reasons}</ul>"
     return f"<h2>Build of {escape(report['name'])}</h2>{body}<ul>{''.join(f'<li>{f}</li>' for f in facts)}</ul>" + (
         _classes(report)
     )
@@ -114,17 +121,17 @@ def _classes(report: Mapping[str, Any]) -> str:
         (escape(name), *(number(engine["iou"].get(name), 2, 100) for engine in engines)) for name in report["classes"]
     ]
     header = ("IoU %", *(escape(engine["name"]) for engine in engines))
-    return f"<h3>By class</h3>{_table(header, rows)}"
+    return f"<h3>By class</h3>{table(header, rows)}"
 
 
 def _eval(document: Mapping[str, Any]) -> str:
     rows = [
-        (escape(name), _bar(iou or 0.0, number(iou, 2, 100)), number(document["dice_per_class"][name], 2, 100))
+        (escape(name), bar(iou or 0.0, number(iou, 2, 100)), number(document["dice_per_class"][name], 2, 100))
         for name, iou in document["iou"].items()
     ]
     rows.append(("<b>mean</b>", number(document["miou"], 2, 100), number(document["dice"], 2, 100)))
     head = f"<h2>Accuracy of {escape(document['bundle'])}, {escape(document['variant'])}</h2>"
-    return f"{head}<p>{document['frames']:d} frames of “{escape(document['data']['split'])}”</p>" + _table(
+    return f"{head}<p>{document['frames']:d} frames of “{escape(document['data']['split'])}”</p>" + table(
         ("class", "IoU %", "Dice %"), rows
     )
 
@@ -135,7 +142,7 @@ def _bench(document: Mapping[str, Any]) -> str:
         latency = document[key]
         rows.append((what, *(number(latency[p]) for p in ("p50", "p90", "p99", "min", "max")), f"{latency['count']:d}"))
     head = f"<h2>Latency of {escape(document['bundle'])}, {escape(document['variant'])}</h2>"
-    return head + _table(("milliseconds", "p50", "p90", "p99", "min", "max", "frames"), rows)
+    return head + table(("milliseconds", "p50", "p90", "p99", "min", "max", "frames"), rows)
 
 
 def _machine(document: Mapping[str, Any]) -> str:
@@ -157,13 +164,3 @@ def _pictures(bundle: Bundle) -> str:
         for name, (r, g, b) in zip(bundle.spec.output.classes, palette_of(bundle), strict=False)
     )
     return f"<h3>Reference frames</h3><p>{legend}</p>{''.join(rows)}"
-
-
-def _table(header: Sequence[str], rows: Sequence[Sequence[str]], style: str = "numbers") -> str:
-    head = "".join(f"<th>{cell}</th>" for cell in header)
-    body = "".join(f"<tr>{''.join(f'<td>{cell}</td>' for cell in row)}</tr>" for row in rows)
-    return f"<div class='scroll'><table class='{style}'><tr>{head}</tr>{body}</table></div>"
-
-
-def _bar(share: float, text: str) -> str:
-    return f"<span class='bar'><i style='width:{100 * min(max(share, 0.0), 1.0):.1f}%'></i>{text}</span>"

@@ -7,6 +7,13 @@ from pathlib import PurePath
 from typing import Any
 
 DASH = "–"
+QUALITY = {  # of a stream
+    "miou": "mIoU of the processed frames",
+    "streaming_miou": "mIoU of what is seen at each label's time",
+    "agreement": "agreement with the FP32 network",
+    "confidence": "mean confidence of the FP32 network",
+    "flicker": "pixels that flicker",
+}
 
 
 def table(header: Sequence[str], rows: Sequence[Sequence[str]]) -> str:
@@ -109,3 +116,48 @@ def bench_table(documents: Sequence[Mapping[str, Any]]) -> str:
     ]
     header = ("milliseconds", "p50", "p90", "p99", "min", "max", "frames")
     return "\n".join((table(header, rows), "", *cold, *sorted(reasons)))
+
+
+def stream_table(document: Mapping[str, Any]) -> str:
+    """Where the time went, what became of every frame, how good the masks were, and what a person should know."""
+    rows = []
+    for what, latency in (*document["stages_ms"].items(), ("camera to mask", document["latency_ms"])):
+        cells = (number(latency[p]) for p in ("p50", "p90", "p99"))
+        rows.append((what, *cells, number(latency.get("max")), str(latency["count"])))
+    frames, deadline = document["frames"], document["deadline"]
+    lines = [
+        f"{document['bundle']}, {document['variant']}, policy {document['policy']}: {document['seconds']:.1f} s, "
+        f"{document['fps']:.1f} frames/s; {document['ended']}",
+        "",
+        table(("milliseconds", "p50", "p90", "p99", "max", "frames"), rows),
+        "",
+        f"frames: {frames['captured']} captured = {frames['processed']} processed + {frames['dropped']} dropped + "
+        f"{frames['failed']} failed",
+    ]
+    if deadline["of"]:
+        share = 100 * deadline["missed"] / deadline["of"]
+        lines.append(f"deadline of {deadline['ms']:.1f} ms: missed by {deadline['missed']} ({share:.2f} %)")
+    lines += [f"failed: {count} times: {why}" for why, count in document["failures"].items()]
+    if not document["timed"]:
+        lines.append(
+            "frames were read as fast as they were taken and waited in queues, which camera to mask includes; "
+            "--fps gives them a camera's clock"
+        )
+    quality = document["quality"]
+    for key, what in QUALITY.items():
+        if quality[key] is not None:
+            lines.append(f"{what}: {100 * quality[key]:.2f} %")
+    for source in document["sources"]:
+        if source["outages"]:
+            lines.append(
+                f"{source['name']}: {source['outages']} outages, {source['outage_seconds']:.1f} s in all, "
+                f"the last: {source['last_outage']}"
+            )
+        if source["complaint"]:
+            lines.append(f"{source['name']}: {source['complaint']}")
+    for sink in document["sinks"]:
+        if (frames_written := sink.get("written")) is not None:
+            lines.append(f"{sink['name']}: {frames_written} frames")
+    lines += [f"warning: {warning}" for warning in document["warnings"]]
+    reasons = {f"{p}: {why}" for p, why in document["latency_ms"]["reasons"].items()}
+    return "\n".join([*lines, *sorted(reasons)])

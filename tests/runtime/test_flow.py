@@ -14,7 +14,7 @@ from edgeseg.backends.base import Session
 from edgeseg.errors import BadInput, ModelError
 from edgeseg.runtime.flow import PATIENCE, SHOTS, check_latest, run_flow
 from edgeseg.runtime.values import Shot, Unreadable
-from edgeseg.types import InputSpec, Pixels
+from edgeseg.types import Frames, InputSpec, Masks, Pixels
 from tests.runtime.scripted import SIZE, SPEC, Counting, Engine, Scripted, picture
 
 
@@ -291,7 +291,7 @@ def test_no_allocation_of_a_frames_size_once_warm() -> None:
             tracemalloc.stop()
 
     class InPlace(Engine):
-        def run(self, frames: np.ndarray, out: np.ndarray | None = None) -> np.ndarray:  # type: ignore[type-arg]
+        def run(self, frames: Frames, out: Masks | None = None) -> Masks:
             assert out is not None
             np.copyto(out, frames[..., 0])
             return out

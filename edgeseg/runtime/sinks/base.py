@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from abc import abstractmethod
-from typing import Protocol
+from typing import Any, Protocol
 
 from edgeseg.backends.base import Closing
 from edgeseg.errors import EdgesegError
@@ -39,3 +39,7 @@ class Sink(Closing):
 
         The arrays of `shot` and `view` are overwritten after the call.
         """
+
+    def told(self) -> dict[str, Any]:
+        """What it did, for the document, once it is closed: plain JSON."""
+        return {}
