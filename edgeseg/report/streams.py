@@ -47,9 +47,7 @@ def stream_section(document: Mapping[str, Any]) -> str:
 
 def _over_time(rows: Sequence[Mapping[str, Any]]) -> str:
     """Age from the camera to the mask by window, and beneath it what the machine did."""
-    ages = {
-        name: [(row["t"], row["age"][name]) for row in rows if row["age"]] for name, _ in _LINES
-    }
+    ages = {name: [(row["t"], row["age"][name]) for row in rows if row["age"]] for name, _ in _LINES}
     parts = [_plot("camera to mask, ms", [(name, colour, ages[name]) for name, colour in _LINES])]
     for key, title in (
         ("temperature_c", "temperature, °C"),
