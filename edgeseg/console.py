@@ -45,12 +45,12 @@ class Console:
             sys.stderr.flush()
 
     def status(self, text: str) -> None:
-        """How it goes: one line that the next one replaces, on a terminal; a line of its own elsewhere."""
+        """How it goes: on a terminal one line that the next replaces (and "" removes), elsewhere a line of its own."""
         if self.live:
             width = shutil.get_terminal_size().columns - 1
-            sys.stderr.write(f"\r{text[:width]:<{width}}")
+            sys.stderr.write(f"\r{text[:width]:<{width}}" + ("" if text else "\r"))
             sys.stderr.flush()
-        else:
+        elif text:
             self.say(text)
 
     @property

@@ -21,6 +21,7 @@ from edgeseg.backends.base import Session
 from edgeseg.bundle import Bundle, Variant, read_bundle
 from edgeseg.console import Console
 from edgeseg.data import load_dataset
+from edgeseg.data.street import CLASSES as STREET_CLASSES
 from edgeseg.data.street import FPS as STREET_FPS
 from edgeseg.errors import BadInput, EdgesegError
 from edgeseg.evaluation import class_names
@@ -117,17 +118,17 @@ def run(
     dataset = load_dataset(options.data) if options.data is not None else None
     names = _names(class_names(bundle.spec, dataset))
     palette = palette_of(bundle)
-    for capture in captures:
-        capture.open()
-        if policy == "latest" and not capture.live and not capture.pace:
-            capture.keep_pace(capture.fps or DEFAULT_FPS)  # what should look live comes at its own rate
-
     labels = labels_from(options.labels, classes=len(names), dataset=dataset) if options.labels is not None else None
+    rendered = any(source.kind == "street" for source in wanted)
     scorer = None
-    if labels is not None or any(source.kind == "street" for source in wanted):
+    if labels is not None or (rendered and names == STREET_CLASSES):
         ignore = labels.rule.ignore_index if labels is not None else None
         scorer = stack.enter_context(Scorer(len(wanted), len(names), ignore, names, wait=policy == "every"))
     watch = stack.enter_context(Watch(bundle, options.agreement)) if options.agreement > 0 else None
+    for capture in captures:  # last: what is live does not wait for the rest to be opened
+        capture.open()
+        if policy == "latest" and not capture.live and not capture.pace:
+            capture.keep_pace(capture.fps or DEFAULT_FPS)  # what should look live comes at its own rate
     started_ns = clock()
     timeline = Timeline((*STAGES, "age"), start_ns=started_ns)
     tally = Tally(
@@ -135,7 +136,7 @@ def run(
         timeline,
         clock,
         lambda stream: _deadline_ns(options, captures[stream]),
-        on_captured=_labelling(scorer, labels),
+        on_captured=_labelling(scorer, labels, truth=names == STREET_CLASSES),
         on_dropped=lambda shot: scorer.dropped(shot.stream, shot.index) if scorer is not None else None,
     )
     running = Running(
@@ -155,6 +156,10 @@ def run(
         watch,
         started_ns=started_ns,
     )
+    if rendered and names != STREET_CLASSES:
+        running.warnings.append(
+            "the street's classes are not the model's, so its labels say nothing about this model: no mIoU of it"
+        )
     painters = [Painter(palette, names, legend=options.legend, contours=options.contours) for _ in wanted]
     with ExitStack() as closing:
         sinks = open_sinks(options, running, closing, clock)
@@ -186,6 +191,7 @@ def run(
         running.finished_ns = clock()
         if running.ended is None:
             running.ended = _why(running, stop, options)
+    console.status("")
     _close(running, sinks)
     for part in (scorer, watch):
         if part is not None:
@@ -233,16 +239,16 @@ def _names(classes: Sequence[str]) -> tuple[str, ...]:
     return tuple(classes) or tuple(f"class {index}" for index in range(256))
 
 
-def _labelling(scorer: Scorer | None, labels: Labels | None) -> Callable[[Shot], object]:
+def _labelling(scorer: Scorer | None, labels: Labels | None, *, truth: bool) -> Callable[[Shot], object]:
+    """Tells the scorer of labels: those that a source brings, if they are the `truth`, else those of the folder."""
+
     def captured(shot: Shot) -> None:
         if scorer is None:
             return
-        if labels is not None:
-            loader = labels.loader(shot.name, shot.position)
-            if loader is not None:
-                scorer.captured(shot.stream, shot.index, shot.captured_ns, loader)
-        elif shot.label is not None:
-            scorer.captured(shot.stream, shot.index, shot.captured_ns, shot.label)
+        label = shot.label if truth else None
+        found = label if label is not None or labels is None else labels.loader(shot.name, shot.position)
+        if found is not None:
+            scorer.captured(shot.stream, shot.index, shot.captured_ns, found)
 
     return captured
 

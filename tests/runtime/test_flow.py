@@ -2,17 +2,19 @@
 
 from __future__ import annotations
 
+import sys
 import threading
 import time
 import tracemalloc
 from collections.abc import Callable
 
+import cv2
 import numpy as np
 import pytest
 
 from edgeseg.backends.base import Session
 from edgeseg.errors import BadInput, ModelError
-from edgeseg.runtime.flow import PATIENCE, SHOTS, check_latest, run_flow
+from edgeseg.runtime.flow import PATIENCE, SHOTS, run_flow
 from edgeseg.runtime.values import Shot, Unreadable
 from edgeseg.types import Frames, InputSpec, Masks, Pixels
 from tests.runtime.scripted import SIZE, SPEC, Counting, Engine, Scripted, picture
@@ -300,8 +302,10 @@ def test_no_allocation_of_a_frames_size_once_warm() -> None:
     assert peaks[0] < size[0] * size[1]  # less than one mask, in 300 frames
 
 
-def test_a_policy_is_a_word_of_two() -> None:
-    assert check_latest("latest")
-    assert not check_latest("every")
-    with pytest.raises(BadInput, match="latest"):
-        check_latest("newest")
+def test_settings_of_the_process_are_put_back() -> None:
+    before = sys.getswitchinterval(), cv2.getNumThreads()
+    inside: list[tuple[float, int]] = []
+    run([Scripted(3)], Engine(), lambda s: inside.append((sys.getswitchinterval(), cv2.getNumThreads())))
+    assert inside[0][0] < before[0]
+    assert inside[0][1] == 1
+    assert (sys.getswitchinterval(), cv2.getNumThreads()) == before

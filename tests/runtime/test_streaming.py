@@ -134,6 +134,19 @@ def test_the_street_brings_its_truth(built: Path) -> None:
     assert document["quality"]["flicker"] is not None
 
 
+def test_the_truth_of_other_classes_is_no_truth(monkeypatch: Any) -> None:
+    document = whole(
+        Engine(),
+        lambda wanted: Rough(40, time.perf_counter_ns),
+        Options(agreement=0, frames=20),
+        wanted=Wanted("street", "street", ""),
+        monkeypatch=monkeypatch,
+    )
+    assert document["miou"] is None
+    assert document["labels"] is None
+    assert "the street's classes are not the model's" in document["warnings"][0]
+
+
 def test_the_float_engine_agrees_with_itself(built: Path, frames: Path) -> None:
     document = edgeseg.stream(
         built, str(frames / "images"), variant="onnxruntime-fp32", agreement=1.0, fps=20, policy="every"
@@ -446,6 +459,7 @@ def whole(
     *,
     on_frame: Any = None,
     clock: Any = time.perf_counter_ns,
+    wanted: Wanted = Wanted("rough", "network", ""),  # noqa: B008 - frozen
     monkeypatch: Any,
 ) -> dict[str, Any]:
     """The whole stream around an engine and a source of the test's own."""
@@ -458,7 +472,7 @@ def whole(
             bundle,
             variant,
             session,
-            [Wanted("rough", "network", "")],
+            [wanted],
             options,
             stack,
             on_frame=on_frame,

@@ -1,6 +1,6 @@
 """How much of an engine's speed a stream keeps: the whole of `edgeseg stream` beside the engine's bare loop.
 
-Every way runs the same frames of the same file in turns, for several rounds. Throughput is frames a second between the
+Every way runs the same frames of the same file, for several rounds in turns. Throughput is frames a second between the
 first mask and the last, so that opening files is nobody's loss.
 """
 
@@ -12,7 +12,6 @@ import threading
 import time
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import ExitStack
-from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -24,6 +23,7 @@ from edgeseg.backends.null import NullSession
 from edgeseg.bundle import Bundle, Variant
 from edgeseg.console import Console
 from edgeseg.data.street import CLASSES, PALETTE, render
+from edgeseg.measure.latency import samples_needed
 from edgeseg.measure.machine import peak_rss_mb
 from edgeseg.palette import colour_table
 from edgeseg.runtime.options import Options
@@ -35,26 +35,6 @@ from edgeseg.types import FRAME, MASK, InputSpec, ModelSpec, OutputSpec, Pixels
 FRAME_SIZE = (360, 480)  # of the file
 NETWORK_SIZE = (180, 240)
 COUNT = 300  # frames of the file
-
-
-@dataclass(frozen=True, slots=True)
-class Way:
-    """One way to run frames through an engine, and the throughput it had in each round."""
-
-    name: str
-    fps: list[float]
-
-    def row(self, bare: Sequence[float]) -> dict[str, Any]:
-        shares = [own / best for own, best in zip(self.fps, bare, strict=True)]
-        return {
-            "way": self.name,
-            "fps": statistics.median(self.fps),
-            "fps_low": min(self.fps),
-            "fps_high": max(self.fps),
-            "share": statistics.median(shares),
-            "share_low": min(shares),
-            "share_high": max(shares),
-        }
 
 
 def measure(rounds: int, engines_ms: Sequence[float], frames: int) -> list[dict[str, Any]]:
@@ -73,20 +53,41 @@ def measure(rounds: int, engines_ms: Sequence[float], frames: int) -> list[dict[
 
 
 def _compare(session: Session, film: Path, rounds: int, frames: int) -> Iterator[dict[str, Any]]:
+    """Each way between two bare loops of the engine, which its throughput is a share of: the machine drifts."""
     ways: dict[str, Callable[[], float]] = {
-        "engine alone": lambda: _bare(session, frames),
         "edgeseg stream": lambda: _stream(session, film, frames),
         "OpenCV loop, best parts": lambda: _loop(session, film, frames, naive=False),
         "OpenCV loop, naive": lambda: _loop(session, film, frames, naive=True),
     }
-    seen: dict[str, list[float]] = {name: [] for name in ways}
+    fps: dict[str, list[float]] = {name: [] for name in ways}
+    shares: dict[str, list[float]] = {name: [] for name in ways}
+    bare: list[float] = []
     order = list(ways)
     for _ in range(rounds):
+        before = _bare(session, frames)
         for name in order:
-            seen[name].append(ways[name]())
+            own = ways[name]()
+            after = _bare(session, frames)
+            fps[name].append(own)
+            shares[name].append(2 * own / (before + after))
+            bare.append(after)
+            before = after
         order.append(order.pop(0))
+    yield _row("engine alone", bare, [1.0])
     for name in ways:
-        yield Way(name, seen[name]).row(seen["engine alone"])
+        yield _row(name, fps[name], shares[name])
+
+
+def _row(way: str, fps: Sequence[float], shares: Sequence[float]) -> dict[str, Any]:
+    low, middle, high = np.quantile(shares, (0.25, 0.5, 0.75)).tolist()
+    return {
+        "way": way,
+        "fps": statistics.median(fps),
+        "share": middle,
+        "share_low": low,
+        "share_high": high,
+        "rounds": {"fps": list(fps), "share": list(shares)},
+    }
 
 
 def from_memory(rounds: int, frames: int) -> dict[str, Any]:
@@ -99,12 +100,13 @@ def from_memory(rounds: int, frames: int) -> dict[str, Any]:
     return {"fps": statistics.median(fps), "fps_low": min(fps), "fps_high": max(fps)}
 
 
-def ages(rate: float, delays_ms: Sequence[float], frames: int) -> list[dict[str, Any]]:
-    """Policy latest: how old masks are, beside one frame time and the engine's own latency."""
+def ages(rate: float, delays_ms: Sequence[float]) -> list[dict[str, Any]]:
+    """Policy latest: how old masks are, beside one frame time and the engine's own latency; long enough for a p99."""
     pictures = [render(FRAME_SIZE, 7, 5 * k)[0] for k in range(16)]
     rows = []
     for delay in delays_ms:
         documents: list[dict[str, Any]] = []
+        frames = round(1.1 * samples_needed(0.99) * max(1.0, delay * rate / 1000))
         with NullSession(delay) as session:
             _stream(
                 session,
