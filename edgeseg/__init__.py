@@ -14,9 +14,14 @@ Names load what they need when they are first used, so importing edgeseg costs n
 from __future__ import annotations
 
 import importlib
+import os
 from typing import TYPE_CHECKING, Any
 
 __version__ = "0.1.0"
+
+# ONNX Runtime sends telemetry from 1.29 on, from Linux too, unless told before it is imported; a device has no business
+# doing that. ORT_DISABLE_TELEMETRY=0 in the environment keeps it.
+os.environ.setdefault("ORT_DISABLE_TELEMETRY", "1")
 
 if TYPE_CHECKING:
     from edgeseg.benchmark import bench as bench

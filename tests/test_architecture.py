@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import ast
+import os
 import re
 import subprocess
 import sys
@@ -159,6 +160,18 @@ def test_importing_edgeseg_imports_nothing_heavy() -> None:
     assert loaded & HEAVY == set()
     assert "numpy" in loaded  # of calibration; edgeseg itself does without
     assert "numpy" not in modules_after("import edgeseg")
+
+
+@pytest.mark.skipif(not Path("/proc/self/fd").is_dir(), reason="open files are counted by Linux's /proc")
+def test_onnx_runtime_keeps_no_record_to_send() -> None:
+    """From 1.29 on it holds a database of telemetry open, in the user's cache folder."""
+    code = "import os\nfrom edgeseg.errors import need\nneed('onnxruntime', extra='run', why='a test')\n"
+    code += "print([p for p in map(os.path.realpath, os.scandir('/proc/self/fd')) if 'Microsoft' in p])"
+    environment = {key: value for key, value in os.environ.items() if key not in ("ORT_DISABLE_TELEMETRY", "CI")}
+    done = subprocess.run(
+        [sys.executable, "-c", code], env=environment, capture_output=True, text=True, check=True, cwd=ROOT
+    )
+    assert done.stdout.strip() == "[]"
 
 
 def test_opening_a_bundle_needs_no_torch_and_no_onnx(built: Path) -> None:

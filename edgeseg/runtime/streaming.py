@@ -32,25 +32,24 @@ from edgeseg.measure.timeline import Timeline
 from edgeseg.palette import palette_of
 from edgeseg.runtime import document as told
 from edgeseg.runtime.capture import Capture, Retry
+from edgeseg.runtime.delivery import OnFrame, delivering, labelling
 from edgeseg.runtime.document import Running
 from edgeseg.runtime.flow import run_flow
-from edgeseg.runtime.labels import Labels, labels_from
+from edgeseg.runtime.labels import labels_from
 from edgeseg.runtime.options import Options
 from edgeseg.runtime.outputs import DEFAULT_FPS, open_sinks
 from edgeseg.runtime.overlay import Painter
 from edgeseg.runtime.score import Scorer
 from edgeseg.runtime.shares import Shares
-from edgeseg.runtime.sinks.base import Sink, View
+from edgeseg.runtime.sinks.base import Sink
 from edgeseg.runtime.sources import Source, Wanted, open_source, parse
 from edgeseg.runtime.tally import Tally
-from edgeseg.runtime.values import STAGES, Shot
+from edgeseg.runtime.values import STAGES
 from edgeseg.runtime.watch import Watch
 from edgeseg.segmenter import engine_of
 from edgeseg.selfcheck import require_elsewhere
 
 WARM_UP = 3  # runs of the engine before the first frame is captured
-
-OnFrame = Callable[[Shot, View], object]
 
 
 def stream(
@@ -136,7 +135,7 @@ def run(
         timeline,
         clock,
         lambda stream: _deadline_ns(options, captures[stream]),
-        on_captured=_labelling(scorer, labels, truth=names == STREET_CLASSES),
+        on_captured=labelling(scorer, labels, truth=names == STREET_CLASSES),
         on_dropped=lambda shot: scorer.dropped(shot.stream, shot.index) if scorer is not None else None,
     )
     running = Running(
@@ -178,7 +177,7 @@ def run(
                 captures,
                 bundle.spec.input,
                 latest=policy == "latest",
-                deliver=_delivering(running, painters, sinks, on_frame, stop, clock),
+                deliver=delivering(running, painters, sinks, on_frame, clock),
                 observer=tally,
                 stop=stop,
                 clock=clock,
@@ -237,52 +236,6 @@ def _names(classes: Sequence[str]) -> tuple[str, ...]:
     if len(classes) == 1:
         return ("other", classes[0])
     return tuple(classes) or tuple(f"class {index}" for index in range(256))
-
-
-def _labelling(scorer: Scorer | None, labels: Labels | None, *, truth: bool) -> Callable[[Shot], object]:
-    """Tells the scorer of labels: those that a source brings, if they are the `truth`, else those of the folder."""
-
-    def captured(shot: Shot) -> None:
-        if scorer is None:
-            return
-        label = shot.label if truth else None
-        found = label if label is not None or labels is None else labels.loader(shot.name, shot.position)
-        if found is not None:
-            scorer.captured(shot.stream, shot.index, shot.captured_ns, found)
-
-    return captured
-
-
-def _delivering(
-    running: Running,
-    painters: Sequence[Painter],
-    sinks: Sequence[Sink],
-    on_frame: OnFrame | None,
-    stop: threading.Event,
-    clock: Callable[[], int],
-) -> Callable[[Shot], bool]:
-    def deliver(shot: Shot) -> bool:
-        start = clock()
-        go_on = True
-        shot.shares = running.shares.update(shot.mask, start)
-        if running.scorer is not None:
-            running.scorer.delivered(shot.stream, shot.index, shot.ready_ns, shot.mask)
-        painter = painters[shot.stream]
-        painter.show(shot)
-        for sink in sinks:
-            if not sink.put(shot, painter):
-                go_on = False
-                running.ended = running.ended or f"{sink.name} was closed"
-        if on_frame is not None and on_frame(shot, painter) is False:
-            go_on = False
-            running.ended = running.ended or "on_frame said so"
-        running.flickers[shot.stream].update(shot.mask, shot.captured_ns)
-        if running.watch is not None:
-            running.watch.offer(shot)
-        running.tally.processed(shot, max(0, clock() - start))
-        return go_on
-
-    return deliver
 
 
 def _ticking(running: Running, console: Console) -> Callable[[int, MachineSample], None]:

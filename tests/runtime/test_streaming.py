@@ -9,6 +9,7 @@ import subprocess
 import sys
 import threading
 import time
+import tracemalloc
 import urllib.request
 from contextlib import ExitStack
 from functools import partial
@@ -224,6 +225,28 @@ class Telling(Console):
     def say(self, text: str) -> None:
         if text.startswith("serving"):
             self.address = text.split()[1].rstrip("/")
+
+
+def test_no_memory_of_a_frames_size_is_allocated_once_warm(built: Path, tmp_path: Path) -> None:
+    """From a file to its painted frame and a recording of it, with everything measured on the way."""
+    film = tmp_path / "film.avi"
+    writer = cv2.VideoWriter(str(film), cv2.VideoWriter.fourcc(*"MJPG"), 50.0, (640, 480))
+    for index in range(8):
+        writer.write(np.full((480, 640, 3), 20 * index, np.uint8))
+    writer.release()
+    peaks: list[int] = []
+
+    def look(shot: Shot, view: Any) -> None:
+        if shot.index == 40:
+            tracemalloc.start()
+        if shot.index == 79:
+            peaks.append(tracemalloc.get_traced_memory()[1])
+            tracemalloc.stop()
+
+    edgeseg.stream(
+        built, str(film), loop=True, frames=80, record=tmp_path / "out.avi", agreement=0, policy="every", on_frame=look
+    )
+    assert peaks[0] < 480 * 640  # less than one class map of the frame's size
 
 
 def test_several_sources_share_an_engine(built: Path, frames: Path, tmp_path: Path) -> None:

@@ -16,6 +16,7 @@ import benchmarks.child as child
 import benchmarks.memory as memory
 import benchmarks.peers as peers
 import benchmarks.steps as steps
+import benchmarks.stream as stream
 from benchmarks.recipes import Job
 
 from edgeseg.backends import open_engine
@@ -102,6 +103,24 @@ def test_steps_compare_what_is_equal(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(steps, "decide_by_argmax", lambda scores: scores.argmin(axis=1).astype(np.uint8))
     with pytest.raises(AssertionError):
         steps.measure(48, 60, rounds=2)
+
+
+def test_the_ways_of_streaming_run_the_same_frames() -> None:
+    rows = stream.measure(rounds=2, engines_ms=(3.0,), frames=20)
+    ways = ["engine alone", "edgeseg stream", "OpenCV loop, best parts", "OpenCV loop, naive"]
+    assert [row["way"] for row in rows] == 2 * ways
+    assert rows[0]["engine"] == "waits 20 ms"
+    assert rows[0]["fps"] <= 50
+    assert all(0 < row["share_low"] <= row["share"] <= row["share_high"] for row in rows)
+    assert all(len(row["rounds"]["share"]) == 2 for row in rows if row["way"] != "engine alone")
+
+
+def test_a_soak_leaves_nothing_behind() -> None:
+    found = stream.soak(3000)
+    assert found["frames"] == {"captured": 3000, "processed": 3000, "dropped": 0, "failed": 0}
+    assert found["after"] == found["before"]
+    assert [mark["frame"] for mark in found["marks"]] == [1000, 1500, 2999]
+    assert found["marks"][-1]["rss_mb"] - found["marks"][0]["rss_mb"] < 5
 
 
 def test_the_script_runs_from_anywhere(tmp_path: Path) -> None:
