@@ -35,8 +35,8 @@ def to_size(mask: Mask, size: tuple[int, int]) -> Mask:
     """The class map uint8 (h, w) at `size` (H, W), nearest; the same array if it has that size already.
 
     Pixel centres are aligned: row y comes from row floor((y + 1/2) * h / H), columns alike, in exact integers. This is
-    what cv2.INTER_NEAREST_EXACT, PIL and torch's "nearest-exact" mean; cv2.INTER_NEAREST and torch's "nearest" take
-    floor(y * h / H) instead and shift the map by up to half a pixel.
+    what cv2.INTER_NEAREST_EXACT (which misses by a pixel at one size in five), PIL and torch's "nearest-exact" mean;
+    cv2.INTER_NEAREST and torch's "nearest" take floor(y * h / H) instead and shift the map by up to half a pixel.
     """
     return mask if mask.shape == tuple(size) else _nearest(mask, size)
 
