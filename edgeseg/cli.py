@@ -239,8 +239,8 @@ def stream(
     if words["serve"] is None:
         words["token"] = None  # $EDGESEG_TOKEN may be set for other runs
     document = run(bundle, sources, variant=variant, threads=threads, console=Console(quiet=quiet), **words)
+    _write_json(document, json_path)  # first: who reads the table may have gone
     click.echo(stream_table(document), err=words["lines"] == "-")
-    _write_json(document, json_path)
     if document["failure"] is not None:
         click.echo(f"edgeseg: {document['failure']['message']}", err=True)
         sys.exit(document["failure"]["exit_code"])

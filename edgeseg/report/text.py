@@ -137,7 +137,7 @@ def stream_table(document: Mapping[str, Any]) -> str:
     if deadline["of"]:
         share = 100 * deadline["missed"] / deadline["of"]
         lines.append(f"deadline of {deadline['ms']:.1f} ms: missed by {deadline['missed']} ({share:.2f} %)")
-    lines += [f"failed: {count} times: {why}" for why, count in document["failures"].items()]
+    lines += [f"{count} failed: {why}" for why, count in document["failures"].items()]
     if not document["timed"]:
         lines.append(
             "frames were read as fast as they were taken and waited in queues, which camera to mask includes; "
@@ -150,14 +150,16 @@ def stream_table(document: Mapping[str, Any]) -> str:
     for source in document["sources"]:
         if source["outages"]:
             lines.append(
-                f"{source['name']}: {source['outages']} outages, {source['outage_seconds']:.1f} s in all, "
+                f"{source['name']}: {source['outages']} outage{'s' * (source['outages'] > 1)}, "
+                f"{source['outage_seconds']:.1f} s in all, "
                 f"the last: {source['last_outage']}"
             )
         if source["complaint"]:
             lines.append(f"{source['name']}: {source['complaint']}")
     for sink in document["sinks"]:
         if (frames_written := sink.get("written")) is not None:
-            lines.append(f"{sink['name']}: {frames_written} frames")
+            held = f", {sink['held']} of them the last picture again, to keep the time" if sink.get("held") else ""
+            lines.append(f"{sink['name']}: {frames_written} frames{held}")
     lines += [f"warning: {warning}" for warning in document["warnings"]]
     reasons = {f"{p}: {why}" for p, why in document["latency_ms"]["reasons"].items()}
     return "\n".join([*lines, *sorted(reasons)])

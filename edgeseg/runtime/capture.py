@@ -29,7 +29,7 @@ class Retry:
 
     first_s: float = 0.5
     factor: float = 2.0
-    longest_s: float = 30.0
+    longest_s: float = 5.0
     attempts: int | None = None  # failures in a row until it is given up; None: never
 
 
@@ -50,7 +50,8 @@ class Capture(Closing):
     as fast as it is taken (None). Who takes them more than a period late starts the schedule again. `loop` starts it
     again at its end, its positions too. A live source keeps its own pace.
 
-    A live source that breaks is closed and opened again by `retry`, whose waits start afresh once it gave a frame.
+    A live source that breaks is closed and opened again by `retry`, whose waits start afresh once it gave a frame; its
+    positions and names go on.
     Whatever `opener` raises then (the camera is unplugged, so there is no such device) is one more failure. One that
     is not live is never opened again: that it broke is its `complaint`, and it has ended.
     """
@@ -78,10 +79,13 @@ class Capture(Closing):
         self.name = ""  # the source's, once it was open
         self.live = True  # of the source: known once it was open; what fails to open and may later is live
         self.state: State = "opening"
+        self.finished = False  # whether it ended by itself, and not because it was to stop
         self.read_ns = 0  # how long the last frame took to read, waiting for the source or for its time left out
         self.complaint: str | None = None  # after the end: what was missing
         self._fps: float | None = None
         self._frames = 0  # since the source was opened
+        self._before = 0  # positions that a live source gave before it was opened again: its own begin at 0 each time
+        self._last_position = -1
         self._delay_s, self._failures = self._retry.first_s, 0
         self._count, self._reopened, self._down_ns = 0, 0, 0
         self._last: str | None = None
@@ -160,7 +164,10 @@ class Capture(Closing):
         if frame:
             self._frames += 1
             self._up(now)
-        if self.live or self._schedule is None:
+        if self.live:
+            self._last_position = self._before + got.position
+            return _moved(got, self._before) if self._before else got
+        if self._schedule is None:
             return got
         for _ in range(3):  # a wait may end a little early; a clock that stands still must not keep us here
             left = self._schedule.left_ns(self._clock())
@@ -181,11 +188,16 @@ class Capture(Closing):
     def _at_end(self, source: Source) -> None:
         self.complaint = source.complaint or self.complaint
         if not self._loop or self._frames == 0:  # nothing in it: it would only be opened over and over
+            self.finished = True
             self.close()
             return
         self._source = None
         source.close()
-        self._take(self._opener())
+        try:
+            self._take(self._opener())
+        except SourceBroken as error:
+            self.complaint, self.finished = str(error), True
+            self.close()
 
     def _broke(self, why: str) -> None:
         """Note that the source died or did not open, and close it. Given up: BadInput."""
@@ -193,7 +205,7 @@ class Capture(Closing):
         if source is not None:
             source.close()
             if not source.live:
-                self.complaint = why
+                self.complaint, self.finished = why, True
                 self.close()
                 return
         self._last, self.state = why, "reopening"
@@ -219,6 +231,7 @@ class Capture(Closing):
             self._broke(str(error))
             return
         self._reopened += 1
+        self._before = self._last_position + 1
         self._take(source)
 
     def _up(self, now: int) -> None:
@@ -227,3 +240,11 @@ class Capture(Closing):
         if since is not None:
             self._down_ns += max(0, now - since)
             self.state = "live"
+
+
+def _moved(got: Grab | Unreadable, before: int) -> Grab | Unreadable:
+    """`got` with a position that goes on from `before`: names of frames are given once, or masks would be lost."""
+    position = before + got.position
+    if isinstance(got, Grab):
+        return replace(got, position=position, name=f"{position:06d}")
+    return replace(got, position=position)

@@ -66,6 +66,8 @@ class Running:
         """What a person should know, each once."""
         parts = (self.watch, self.labels)
         found = [part.warning for part in parts if part is not None and part.warning is not None]
+        if self.scorer is not None and (skipped := self.scorer.document())["skipped"]:
+            found.append(f"{skipped['skipped']} labels could not be compared, such as: {skipped['reasons'][0]}")
         return list(dict.fromkeys([*self.warnings, *found]))
 
     @property

@@ -151,16 +151,24 @@ class _Flow:
                 shot.index, index = index, index + 1
                 shot.position, shot.read_ns = got.position, capture.read_ns
                 if isinstance(got, Unreadable):
-                    shot.name, shot.label, shot.captured_ns = f"{got.position:06d}", None, self._clock()
-                    self._observer.captured(shot)
+                    # No name: whether it would be called by its number or by its file, the source does not say.
+                    shot.name, shot.label, shot.captured_ns = "", None, self._clock()
+                    self._captured(shot)
                     self._fail(shot, got.why)
                     continue
                 shot.pixels, shot.name, shot.label = got.pixels, got.name, got.label
                 shot.captured_ns = got.time_ns
-                self._observer.captured(shot)
+                self._captured(shot)
                 self._pass(self._read, shot)
 
         return run
+
+    def _captured(self, shot: Shot) -> None:
+        try:
+            self._observer.captured(shot)
+        except BaseException:  # it was counted, and goes no further
+            self._fail(shot, "the stream ended")
+            raise
 
     def _pass(self, to: Exchange, shot: Shot) -> None:
         replaced = to.put(shot)

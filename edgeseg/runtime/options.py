@@ -40,6 +40,9 @@ class Options:
 
     def __post_init__(self) -> None:
         """Raise BadInput for a value that makes no sense."""
+        for word in ("labels", "data", "record", "masks"):
+            if (path := getattr(self, word)) is not None:
+                object.__setattr__(self, word, Path(path))  # callers in Python name them by strings too
         for word, low, high in (
             ("fps", 0.001, 10_000.0),
             ("seconds", 0.001, math.inf),

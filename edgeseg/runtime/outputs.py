@@ -37,7 +37,9 @@ def open_sinks(options: Options, running: Running, stack: ExitStack, clock: Call
             _refuse_source(path, running.wanted)
             add(Recording(path, fps=rate, what=options.record_what, stream=stream, keep_time=running.timed))
         if options.masks is not None:
-            add(MaskFiles(options.masks / str(stream) if several else options.masks, stream=stream))
+            folder = options.masks / str(stream) if several else options.masks
+            _refuse_folder(folder, running.wanted, options.labels)
+            add(MaskFiles(folder, stream=stream))
         if options.show:
             title = running.bundle.spec.name
             add(Window(f"{title}: {running.wanted[stream].shown}" if several else title, stream=stream))
@@ -60,6 +62,15 @@ def _refuse_source(path: Path, wanted: Sequence[Wanted]) -> None:
     for source in wanted:
         if source.kind == "file" and path.exists() and path.samefile(source.where):
             raise BadInput(f"cannot record to {path}: it is the source. Record to another file.")
+
+
+def _refuse_folder(folder: Path, wanted: Sequence[Wanted], labels: Path | None) -> None:
+    """Raise BadInput where masks would overwrite pictures or labels, which have the same names."""
+    for source in wanted:
+        if source.kind == "folder" and folder.resolve() == Path(source.where).resolve():
+            raise BadInput(f"cannot write masks to {folder}: it is the source. Name another folder.")
+    if labels is not None and folder.resolve() == labels.resolve():
+        raise BadInput(f"cannot write masks to {folder}: the labels are there. Name another folder.")
 
 
 def _numbered(path: Path, stream: int) -> Path:

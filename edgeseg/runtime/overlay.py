@@ -166,6 +166,7 @@ class Legends:
         """`table` is BGR uint8 (256, 1, 3) by class, `names` the classes."""
         self._cv2 = need("cv2", extra="run", why="painting masks")
         self._table, self._names = table, tuple(names)
+        self._width("a", 360)  # loads the font, which takes longer than a frame
         self._made: OrderedDict[tuple[tuple[int, ...], int, int], _Legend | None] = OrderedDict()
 
     def draw(self, picture: Pixels, shares: NDArray[np.float64]) -> None:

@@ -11,6 +11,7 @@ import time
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import ExitStack, contextmanager
 from functools import partial
+from operator import or_
 from pathlib import Path
 from typing import Any
 
@@ -23,7 +24,7 @@ from edgeseg.console import Console
 from edgeseg.data import load_dataset
 from edgeseg.data.street import CLASSES as STREET_CLASSES
 from edgeseg.data.street import FPS as STREET_FPS
-from edgeseg.errors import BadInput, EdgesegError
+from edgeseg.errors import BadInput, CannotTell, EdgesegError
 from edgeseg.evaluation import class_names
 from edgeseg.measure.flicker import Flicker
 from edgeseg.measure.monitor import Monitor
@@ -69,8 +70,8 @@ def stream(
 
     `sources`: see `edgeseg.runtime.sources`; several share the engine in turns, or in batches where it takes them.
     `words`: the fields of Options by name, instead of `options`. `on_frame(shot, view)` is called with every mask,
-    whose arrays are overwritten afterwards; False ends the stream. `stop`: set it from another thread to end it; in the
-    main thread Ctrl-C and SIGTERM do so too.
+    whose arrays are overwritten afterwards; False ends the stream. `stop`: set it from another thread to end it; it is
+    set at every end, so each stream needs its own. In the main thread Ctrl-C, SIGTERM and a lost terminal end it too.
 
     The document is what `--json` writes. Once frames flow it always comes back: `failure` in it (message, exit_code)
     tells what ended the stream if that was an error. Before, raises BadInput, BundleError, MissingOnMachine,
@@ -124,6 +125,7 @@ def run(
         ignore = labels.rule.ignore_index if labels is not None else None
         scorer = stack.enter_context(Scorer(len(wanted), len(names), ignore, names, wait=policy == "every"))
     watch = stack.enter_context(Watch(bundle, options.agreement)) if options.agreement > 0 else None
+    painters = [Painter(palette, names, legend=options.legend, contours=options.contours) for _ in wanted]
     for capture in captures:  # last: what is live does not wait for the rest to be opened
         capture.open()
         if policy == "latest" and not capture.live and not capture.pace:
@@ -159,14 +161,15 @@ def run(
         running.warnings.append(
             "the street's classes are not the model's, so its labels say nothing about this model: no mIoU of it"
         )
-    painters = [Painter(palette, names, legend=options.legend, contours=options.contours) for _ in wanted]
-    with ExitStack() as closing:
+    with _failures(running), ExitStack() as closing:
         sinks = open_sinks(options, running, closing, clock)
         if running.address is not None:
             console.say(f"serving    {running.address}")
         closing.enter_context(Monitor(_ticking(running, console), clock=clock)).start()
         if options.seconds is not None:
-            timer = threading.Timer(options.seconds, _ending, (running, stop, f"after {options.seconds:g} s"))
+            timer = threading.Timer(
+                min(options.seconds, threading.TIMEOUT_MAX), _ending, (running, stop, f"after {options.seconds:g} s")
+            )
             timer.daemon = True
             timer.start()
             closing.callback(timer.join)
@@ -184,12 +187,12 @@ def run(
                 limit=options.frames,
             )
         except (EdgesegError, OSError) as error:
-            code = error.exit_code if isinstance(error, EdgesegError) else 2
-            running.failure = {"message": str(error), "exit_code": code}
-            running.ended = "a failure"
+            _failed(running, error)
         running.finished_ns = clock()
         if running.ended is None:
-            running.ended = _why(running, stop, options)
+            running.ended = _why(running, options)
+        if running.failure is None and running.ended != "stopped" and not tally.total()["processed"]:
+            _failed(running, CannotTell(_nothing_came(running)))
     console.status("")
     _close(running, sinks)
     for part in (scorer, watch):
@@ -240,10 +243,15 @@ def _names(classes: Sequence[str]) -> tuple[str, ...]:
 
 def _ticking(running: Running, console: Console) -> Callable[[int, MachineSample], None]:
     """Once a second, in the monitor's thread: join the machine to the record, and tell who watches the terminal."""
-    ticks = 0
+    ticks, outages = 0, [0] * len(running.captures)
 
     def tick(now_ns: int, sample: MachineSample) -> None:
         nonlocal ticks
+        for stream, capture in enumerate(running.captures):
+            seen = capture.outages
+            if seen.count > outages[stream] and capture.state == "reopening":
+                outages[stream] = seen.count
+                console.say(f"reopening  {running.wanted[stream].shown}: {seen.last}")
         running.sample = sample
         running.timeline.machine(now_ns, sample)
         ticks += 1
@@ -272,10 +280,37 @@ def _ending(running: Running, stop: threading.Event, why: str) -> None:
     stop.set()
 
 
-def _why(running: Running, stop: threading.Event, options: Options) -> str:
-    if options.frames is not None and all(c.captured >= options.frames for c in running.tally.streams):
-        return f"after {options.frames} frames"
-    return "stopped" if stop.is_set() and any(c.state != "ended" for c in running.captures) else "the sources ended"
+def _why(running: Running, options: Options) -> str:
+    enough = [options.frames is not None and counts.captured >= options.frames for counts in running.tally.streams]
+    if not all(map(or_, enough, (capture.finished for capture in running.captures))):
+        return "stopped"
+    return f"after {options.frames} frames" if any(enough) else "the sources ended"
+
+
+def _nothing_came(running: Running) -> str:
+    """Why there is nothing to tell: what the sources said, or the frames that failed."""
+    said = [capture.complaint or capture.outages.last for capture in running.captures]
+    reasons = [why for counts in running.tally.streams for why in counts.reasons]
+    why = "; ".join(dict.fromkeys(text for text in (*said, *reasons[:1]) if text))
+    return "no frame was processed, so nothing was measured" + (f": {why}" if why else "")
+
+
+def _failed(running: Running, error: EdgesegError | OSError) -> None:
+    code = error.exit_code if isinstance(error, EdgesegError) else 2
+    running.failure = {"message": str(error), "exit_code": code}
+    running.ended = "a failure"
+
+
+@contextmanager
+def _failures(running: Running) -> Iterator[None]:
+    """What a sink raises when it is closed does not take the measurement with it; before frames flowed it is raised."""
+    try:
+        yield
+    except (EdgesegError, OSError) as error:
+        if running.finished_ns is None:
+            raise
+        if running.failure is None:
+            _failed(running, error)
 
 
 def _close(running: Running, sinks: Sequence[Sink]) -> None:
@@ -289,17 +324,27 @@ def _close(running: Running, sinks: Sequence[Sink]) -> None:
 
 @contextmanager
 def _signals(stop: threading.Event) -> Iterator[None]:
-    """The first Ctrl-C or SIGTERM ends the stream cleanly, the second at once. Only the main thread can be told."""
+    """The first Ctrl-C or SIGTERM ends the stream cleanly, the second at once. Only the main thread can be told.
+
+    So does the terminal's hanging up, unless that is ignored (nohup); it may be told twice, by system and shell.
+    """
     if threading.current_thread() is not threading.main_thread():
         yield
         return
 
+    heard = False  # not stop.is_set(): it is set at every end, and what is being finished then is not to be broken off
+
     def end(number: int, frame: object) -> None:
-        if stop.is_set():
+        nonlocal heard
+        if heard and number != hangup:
             raise KeyboardInterrupt
+        heard = True
         stop.set()
 
-    before = {number: signal.signal(number, end) for number in (signal.SIGINT, signal.SIGTERM)}
+    numbers, hangup = [signal.SIGINT, signal.SIGTERM], getattr(signal, "SIGHUP", None)
+    if hangup is not None and signal.getsignal(hangup) is signal.SIG_DFL:
+        numbers.append(hangup)
+    before = {number: signal.signal(number, end) for number in numbers}
     try:
         yield
     finally:

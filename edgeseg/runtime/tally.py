@@ -30,8 +30,9 @@ class Counts:
     processed: int = 0
     dropped: int = 0
     failed: int = 0
-    late: int = 0  # processed, with a mask older than the deadline
-    judged: int = 0  # frames for which there was a deadline
+    missed: int = 0  # of `judged`: without a mask, or with one older than the deadline
+    judged: int = 0  # frames for which there was a deadline; those under way are not yet judged
+    deadline_ns: int | None = None  # the last that was known: a camera that is opened again may tell no rate any more
     first_ns: int | None = None  # when the first and the last were captured
     last_ns: int | None = None
     size: tuple[int, int] | None = None  # height and width of the last
@@ -48,11 +49,6 @@ class Counts:
 
     def frames(self) -> dict[str, int]:
         return {kind: getattr(self, kind) for kind in KINDS}
-
-    @property
-    def missed(self) -> int:
-        """Of `judged`; frames under way are not yet judged."""
-        return self.late + (self.dropped + self.failed if self.judged else 0)
 
     @property
     def rate(self) -> float | None:
@@ -106,19 +102,20 @@ class Tally:
         self._on_dropped(shot)
 
     def processed(self, shot: Shot, deliver_ns: int) -> None:
-        deadline = self._deadline(shot.stream)
         with self._lock:
-            counts = self._ended(shot)
-            counts.processed += 1
-            counts.late += deadline is not None and shot.age_ns > deadline
+            self._ended(shot, shot.age_ns).processed += 1
         values = (shot.read_ns, shot.prepare_ns, shot.infer_ns, deliver_ns)
         times = dict(zip(STAGES, values, strict=True))
         times["age"] = max(0, shot.age_ns)
         self._timeline.add(self._clock(), times)
 
-    def _ended(self, shot: Shot) -> Counts:
-        counts = self.streams[shot.stream]
-        counts.judged += self._deadline(shot.stream) is not None
+    def _ended(self, shot: Shot, age_ns: int | None = None) -> Counts:
+        """Its counts, the frame judged by how old its mask was, None where there was none."""
+        counts, deadline = self.streams[shot.stream], self._deadline(shot.stream)
+        if deadline is not None:
+            counts.judged += 1
+            counts.missed += age_ns is None or age_ns > deadline
+            counts.deadline_ns = deadline
         return counts
 
     def total(self) -> dict[str, int]:
@@ -128,8 +125,9 @@ class Tally:
 
     def deadline(self) -> dict[str, Any]:
         """`ms` (the longest of the sources' deadlines), frames that missed it, and of how many."""
-        known = [ns for stream in range(len(self.streams)) if (ns := self._deadline(stream)) is not None]
         with self._lock:
+            both = ((self._deadline(stream), counts.deadline_ns) for stream, counts in enumerate(self.streams))
+            known = [ns for now, last in both if (ns := last if now is None else now) is not None]
             return {
                 "ms": max(known) / 1e6 if known else None,
                 "missed": sum(counts.missed for counts in self.streams),

@@ -44,7 +44,7 @@ class Shot:
     pixels: Pixels = field(default_factory=lambda: np.empty((0, 0, 3), np.uint8))  # (h, w, 3), BGR, source's size
     index: int = -1  # number of the capture in its stream, from 0; dropped and failed frames have one too
     position: int = -1  # Grab.position and Grab.name
-    name: str = ""
+    name: str = ""  # none where it could not be read
     label: Mask | None = None
     captured_ns: int = 0  # Grab.time_ns
     read_ns: int = 0  # capture: how long reading it took, without waiting for the source

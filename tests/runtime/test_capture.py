@@ -141,8 +141,10 @@ def test_a_source_that_dies_fifty_times_loses_and_invents_nothing() -> None:
         item = capture.next(into)
         assert isinstance(item, Grab)
         assert item.pixels is into
-        got.append(item.position)
-    assert got == [0, 1, 2] * 51
+        got.append((item.position, item.name))
+    # Its own numbers begin at 0 each time; files named after them would be written over.
+    assert [position for position, _ in got] == list(range(153))
+    assert [name for _, name in got[3:]] == [f"{k:06d}" for k in range(3, 153)]
     assert capture.next(into) is None
     assert world.waited == [0.5] * 50  # afresh after each, as it gave frames
     assert capture.outages == Outages(50, 25.0, "it broke", 50)
@@ -229,6 +231,20 @@ def test_a_loop_starts_again_and_an_empty_one_ends() -> None:
     capture = capture_of(world, opener, loop=True)
     assert [item.position for item in rest(capture)] == [0, 1, 0]
     assert [source.closed for source in opener.opened] == [1, 1, 1]
+
+
+def test_a_loop_whose_source_does_not_open_again_ends_with_a_word() -> None:
+    world = World()
+    left = iter([".."])
+
+    def opener() -> Source:
+        for script in left:
+            return Script(world, script, live=False)
+        raise SourceBroken("the pipeline gave nothing")
+
+    capture = Capture(opener, loop=True, stop=world.stop, clock=world.clock, wait=world.wait)
+    assert len(list(rest(capture))) == 2
+    assert (capture.state, capture.complaint, capture.finished) == ("ended", "the pipeline gave nothing", True)
 
 
 def test_stop_ends_it_also_while_it_waits() -> None:
@@ -415,15 +431,18 @@ def test_a_server_that_dies_and_comes_back_is_found_again(tmp_path: Path) -> Non
             capture.open()
             assert (capture.live, states(capture)) == (True, "live")
             seen: list[tuple[int, int]] = []  # position, number
-            while len(seen) < 100 or seen[-1][0] != 100 or len(waits) < 6:
+            while len(seen) < 100 or seen[-1][1] != 100 or len(waits) < 6:
                 got = capture.next(None)
                 assert got is not None
                 if isinstance(got, Grab):
                     seen.append((got.position, number(got.pixels)))
-    starts = [k for k, (position, _) in enumerate(seen) if position == 0]
+    starts = [k for k, (_, shown) in enumerate(seen) if shown == 0 and seen[k - 1][1] != 255]  # numbers are a byte
     assert len(starts) == 3
     for start in starts:
-        assert seen[start : start + 100] == [(k, k) for k in range(100)]
+        first = seen[start][0]
+        assert seen[start : start + 100] == [(first + k, k) for k in range(100)]
+    positions = [position for position, _ in seen]
+    assert positions == sorted(set(positions))
     assert [outages.count for outages in waits] == [1, 2, 2, 2, 2, 2]
     assert [outages.reopened for outages in waits] == [0, 1, 1, 1, 1, 1]
     assert "ended after" in str(waits[1].last)

@@ -13,7 +13,7 @@ import numpy as np
 import pytest
 
 from edgeseg.backends.base import Session
-from edgeseg.errors import BadInput, ModelError
+from edgeseg.errors import BadInput, DatasetError, ModelError
 from edgeseg.runtime.flow import PATIENCE, SHOTS, run_flow
 from edgeseg.runtime.values import Shot, Unreadable
 from edgeseg.types import Frames, InputSpec, Masks, Pixels
@@ -235,6 +235,32 @@ def test_a_feed_that_raises_ends_the_stream_and_is_heard() -> None:
 
     with pytest.raises(BadInput, match="no camera"):
         run([Scripted(100, each), Scripted(100)], Engine())
+
+
+def test_a_frame_that_an_observer_does_not_bear_is_accounted_for() -> None:
+    seen = Counting()
+    count = seen.captured
+
+    def captured(shot: Shot) -> None:
+        count(shot)
+        if shot.index == 5:
+            raise DatasetError("two labels for one frame")
+
+    seen.captured = captured  # type: ignore[method-assign]
+    with pytest.raises(DatasetError, match="two labels"):
+        run_flow(
+            Engine(),
+            [Scripted(100)],
+            SPEC,
+            latest=False,
+            deliver=lambda shot: seen.end(shot, "processed") or True,  # type: ignore[func-returns-value]
+            observer=seen,
+            stop=threading.Event(),
+            clock=time.perf_counter_ns,
+        )
+    assert seen.counts["captured"] == 6
+    assert seen.fates[0, 5] == "failed"
+    assert seen.accounted
 
 
 def test_stop_finishes_what_is_under_way() -> None:

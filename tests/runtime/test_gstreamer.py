@@ -143,11 +143,32 @@ def test_a_live_pipeline_that_ends_is_broken() -> None:
 
 @needs_gi
 def test_a_live_pipeline_that_stalls_is_broken() -> None:
-    with opened("gst:videotestsrc is-live=true ! valve drop=true", stall_s=0.3) as source:
-        begin = time.monotonic()
-        with pytest.raises(SourceBroken, match=r"gave nothing for 0\.3 s, after 0 frames"):
-            source.read(None)
-        assert time.monotonic() - begin >= 0.29
+    begin = time.monotonic()
+    with pytest.raises(SourceBroken, match=r"gave nothing for 0\.3 s, after 0 frames"):
+        opened("gst:videotestsrc is-live=true ! valve drop=true", stall_s=0.3)
+    assert time.monotonic() - begin >= 0.29
+    with opened("gst:videotestsrc is-live=true ! valve name=v", stall_s=0.3) as source:
+        assert isinstance(source, gstreamer.GstSource)
+        source._pipeline.get_by_name("v").set_property("drop", True)
+        with pytest.raises(SourceBroken, match=r"gave nothing for 0\.3 s, after \d+ frames"):
+            list(frames_of(source))
+
+
+@needs_gi
+@pytest.mark.parametrize("live", ["true", "false"])
+def test_the_rate_is_known_before_the_first_frame_is_read(live: str) -> None:
+    # a recording is opened at it, and a deadline is made of it: a guess would play it too slowly
+    with opened(f"gst:videotestsrc is-live={live} ! video/x-raw,framerate=50/1") as source:
+        assert source.fps == 50.0
+
+
+@needs_gi
+def test_an_error_before_the_first_frame_is_told_by_the_read() -> None:
+    with (
+        opened("gst:videotestsrc is-live=true ! identity error-after=1", stall_s=5.0) as source,
+        pytest.raises(SourceBroken, match=r"ended after 0 frames: .*iterations"),
+    ):
+        source.read(None)
 
 
 @needs_gi

@@ -282,8 +282,9 @@ def test_a_mask_that_cannot_be_written_is_named(
 
 def test_a_folder_that_goes_away_or_cannot_be_made(tmp_path: Path, painter: Painter) -> None:
     (tmp_path / "file").write_text("", encoding="utf-8")
-    with pytest.raises(BadInput, match="cannot write masks"):
-        MaskFiles(tmp_path / "file" / "masks")
+    for taken in (tmp_path / "file" / "masks", tmp_path / "file"):
+        with pytest.raises(BadInput, match=r"cannot write masks to .*: a file is in its place; name a folder"):
+            MaskFiles(taken)
     with MaskFiles(tmp_path / "masks") as sink:
         (tmp_path / "masks").rmdir()
         with pytest.raises(SinkFailed, match="cannot be written"):
@@ -401,3 +402,5 @@ def test_a_full_device(painter: Painter) -> None:
 def test_lines_that_cannot_be_opened(tmp_path: Path) -> None:
     with pytest.raises(BadInput, match="cannot write"):
         JsonLines(tmp_path, names=())
+    with pytest.raises(BadInput, match=r"there is no folder .*nothere; make it first"):
+        JsonLines(tmp_path / "nothere" / "a.jsonl", names=())

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import http.server
 import itertools
 import math
@@ -263,6 +264,17 @@ def test_what_is_no_video_is_refused(tmp_path: Path) -> None:
         opened(cut)
 
 
+def test_a_video_that_may_not_be_read_is_not_called_damaged(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    path = write_video(tmp_path / "a.mp4")
+
+    def refused(*_: object) -> object:  # not chmod: root may read everything
+        raise PermissionError(errno.EACCES, "Permission denied", str(path))
+
+    monkeypatch.setattr(type(path), "open", refused)
+    with pytest.raises(BadInput, match=r"a\.mp4 cannot be read: Permission denied"):
+        opened(path)
+
+
 def test_a_file_with_a_colon_in_its_name(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     (tmp_path / "http:x.avi").write_bytes(write_video(tmp_path / "a.avi", 3).read_bytes())
     monkeypatch.chdir(tmp_path)
@@ -313,6 +325,13 @@ def test_a_folder_in_natural_order_with_its_damage_and_its_sizes(tmp_path: Path)
     assert number(small.pixels) == 2
     assert large.pixels is into
     assert number(into) == 11
+
+
+def test_two_pictures_that_differ_in_the_suffix_alone_keep_their_names_apart(tmp_path: Path) -> None:
+    for name in ("a.jpg", "a.png", "b.png"):
+        write_picture(tmp_path / name, frame(3))
+    with opened(tmp_path) as source:  # their masks would overwrite each other
+        assert [got.name for got in all_of(source) if isinstance(got, Grab)] == ["a.jpg", "a.png", "b"]
 
 
 def test_a_single_picture_and_an_empty_folder(tmp_path: Path) -> None:

@@ -28,13 +28,15 @@ from edgeseg.cli import main
 from edgeseg.console import Console
 from edgeseg.data.street import CLASSES, render
 from edgeseg.errors import BadInput
+from edgeseg.measure.timeline import Timeline
 from edgeseg.runtime.capture import Retry
 from edgeseg.runtime.options import Options
 from edgeseg.runtime.sinks.base import SinkFailed
 from edgeseg.runtime.sources.base import Source, SourceBroken
 from edgeseg.runtime.sources.wanted import Wanted
-from edgeseg.runtime.streaming import run
-from edgeseg.runtime.values import Grab, Shot, Unreadable
+from edgeseg.runtime.streaming import _signals, run
+from edgeseg.runtime.tally import Tally
+from edgeseg.runtime.values import STAGES, Grab, Shot, Unreadable
 from edgeseg.types import InputSpec, ModelSpec, OutputSpec, Pixels
 from tests.runtime.scripted import Engine, picture
 
@@ -267,9 +269,10 @@ def test_several_sources_share_an_engine(built: Path, frames: Path, tmp_path: Pa
 
 
 def test_signal_handlers_are_put_back(built: Path) -> None:
-    before = [signal.getsignal(number) for number in (signal.SIGINT, signal.SIGTERM)]
+    numbers = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)
+    before = [signal.getsignal(number) for number in numbers]
     edgeseg.stream(built, "street:80x60@200?frames=2", agreement=0)
-    assert [signal.getsignal(number) for number in (signal.SIGINT, signal.SIGTERM)] == before
+    assert [signal.getsignal(number) for number in numbers] == before
 
 
 def test_ends_when_told(built: Path) -> None:
@@ -282,6 +285,88 @@ def test_ends_when_told(built: Path) -> None:
     assert document["ended"] == "stopped"
     assert document["failure"] is None
     assert accounted(document)
+
+
+def test_why_it_ended_where_a_source_is_out_of_order_or_short(monkeypatch: Any) -> None:
+    def dead(wanted: Wanted) -> Source:
+        raise SourceBroken("nobody answers")
+
+    stop = threading.Event()
+    threading.Timer(0.3, stop.set).start()
+    document = whole(Engine(), dead, Options(agreement=0), stop=stop, first_s=60.0, monkeypatch=monkeypatch)
+    assert document["ended"] == "stopped"
+
+    left = iter([3, 60])
+
+    def short(wanted: Wanted) -> Source:
+        source = Rough(next(left), time.perf_counter_ns)
+        read = source.read
+        source.live = False
+        source.read = lambda into: read(into) if source._left else None  # type: ignore[method-assign]
+        return source
+
+    document = whole(Engine(), short, Options(agreement=0, frames=9), streams=2, monkeypatch=monkeypatch)
+    assert [source["captured"] for source in document["sources"]] == [3, 9]
+    assert document["ended"] == "after 9 frames"
+
+
+def test_no_time_limit_at_all_is_none(built: Path, monkeypatch: Any) -> None:
+    raised: list[Any] = []
+    monkeypatch.setattr(threading, "excepthook", raised.append)
+    assert edgeseg.stream(built, "street:80x60@200?frames=3", seconds=float("inf"), agreement=0)["frames"]["captured"]
+    assert not raised
+
+
+def test_the_first_signal_breaks_nothing_off_that_is_being_finished() -> None:
+    stop = threading.Event()
+    with _signals(stop):
+        stop.set()  # the sources ended
+        signal.raise_signal(signal.SIGTERM)
+        with pytest.raises(KeyboardInterrupt):
+            signal.raise_signal(signal.SIGTERM)
+    before = signal.signal(signal.SIGHUP, signal.SIG_IGN)
+    try:
+        stop = threading.Event()
+        with _signals(stop):
+            signal.raise_signal(signal.SIGHUP)
+        assert not stop.is_set()  # as nohup wants it
+        signal.signal(signal.SIGHUP, signal.SIG_DFL)
+        with _signals(stop):
+            signal.raise_signal(signal.SIGHUP)
+            signal.raise_signal(signal.SIGHUP)
+        assert stop.is_set()
+    finally:
+        signal.signal(signal.SIGHUP, before)
+
+
+def test_a_sink_that_cannot_be_closed_does_not_take_the_document_with_it(
+    built: Path, tmp_path: Path, monkeypatch: Any
+) -> None:
+    from edgeseg.runtime.sinks import masks
+
+    def close(self: Any) -> None:
+        raise OSError("no space left on device")
+
+    monkeypatch.setattr(masks.MaskFiles, "close", close)
+    document = edgeseg.stream(built, "street:80x60@200?frames=3", masks=tmp_path, agreement=0)
+    assert document["failure"] == {"message": "no space left on device", "exit_code": 2}
+    assert document["frames"]["processed"] == 3
+
+
+def test_frames_without_a_deadline_have_not_missed_it() -> None:
+    rates: list[int | None] = [None]
+    shot, late = (Shot(0, np.zeros((1, 2, 2, 3), np.uint8), np.zeros((2, 2), np.uint8), index=k) for k in range(2))
+    late.ready_ns = 11
+    tally = Tally(1, Timeline((*STAGES, "age")), lambda: 0, lambda stream: rates[0])
+    tally.dropped(shot)
+    assert tally.deadline() == {"ms": None, "missed": 0, "of": 0}
+    rates[0] = 10
+    for one in (shot, late):
+        tally.processed(one, 0)
+    tally.failed(shot, "broken")
+    rates[0] = None  # opened again, the camera tells none
+    tally.failed(shot, "broken")
+    assert tally.deadline() == {"ms": 1e-5, "missed": 2, "of": 3}
 
 
 def test_what_on_frame_raises_is_passed_on(built: Path) -> None:
@@ -349,6 +434,28 @@ def test_a_recording_is_not_written_over_its_source(built: Path, tmp_path: Path)
         edgeseg.stream(built, [str(film), str(film)], send="udp://127.0.0.1:9", agreement=0)
 
 
+def test_masks_are_not_written_over_pictures_or_labels(built: Path, frames: Path) -> None:
+    before = [path.read_bytes() for path in sorted(frames.glob("*/*.png"))]
+    for folder in (frames / "images", frames / "labels" / ".." / "labels"):
+        with pytest.raises(BadInput, match="Name another folder"):
+            edgeseg.stream(built, str(frames / "images"), labels=frames / "labels", masks=folder, agreement=0)
+    assert [path.read_bytes() for path in sorted(frames.glob("*/*.png"))] == before
+
+
+def test_a_damaged_picture_is_not_taken_for_a_frame_of_a_video(built: Path, frames: Path, tmp_path: Path) -> None:
+    """It has a file's name, so the number that labels end in, here that of two, says nothing about it."""
+    for kind in ("images", "labels"):
+        (tmp_path / kind).mkdir()
+        for index in range(6):
+            data = (frames / kind / f"s_{index:03d}.png").read_bytes()
+            (tmp_path / kind / f"{'ab'[index // 3]}_{index % 3}.png").write_bytes(data)
+    (tmp_path / "images" / "a_1.png").write_bytes(b"no picture")
+    document = edgeseg.stream(built, str(tmp_path / "images"), labels=str(tmp_path / "labels"), agreement=0)
+    assert document["failure"] is None
+    assert document["frames"] == {"captured": 6, "processed": 5, "dropped": 0, "failed": 1}
+    assert document["labels"]["frames"] == 5
+
+
 def test_a_source_that_is_not_there(built: Path) -> None:
     with pytest.raises(BadInput, match="no file or folder"):
         edgeseg.stream(built, "nowhere.mp4")
@@ -379,7 +486,7 @@ def test_lines_on_stdout_are_nothing_but_lines(built: Path, frames: Path) -> Non
     assert "12 captured" in done.stderr
 
 
-@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
+@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM, signal.SIGHUP])
 def test_a_signal_ends_it_cleanly(built: Path, tmp_path: Path, number: signal.Signals) -> None:
     out, film, lines = tmp_path / "s.json", tmp_path / "film.mp4", tmp_path / "l.jsonl"
     words = ["stream", str(built), "--source", "street:80x60@50", "--record", str(film), "--json", str(out)]
@@ -483,10 +590,15 @@ def whole(
     on_frame: Any = None,
     clock: Any = time.perf_counter_ns,
     wanted: Wanted = Wanted("rough", "network", ""),  # noqa: B008 - frozen
+    streams: int = 1,
+    stop: threading.Event | None = None,
+    first_s: float = 0.0,  # nobody waits here for a source
+    console: Console | None = None,
+    retry_s: float = 0.0,
     monkeypatch: Any,
 ) -> dict[str, Any]:
     """The whole stream around an engine and a source of the test's own."""
-    monkeypatch.setattr("edgeseg.runtime.streaming.Retry", partial(Retry, first_s=0.0))  # no time to wait here
+    monkeypatch.setattr("edgeseg.runtime.streaming.Retry", partial(Retry, first_s=first_s))
     spec = ModelSpec("rough", InputSpec((24, 32)), OutputSpec(classes=tuple(f"c{k}" for k in range(256))))
     variant = Variant("rough", "onnxruntime", "fp32", ("none",))
     bundle = Bundle(spec, (variant,), "rough", {"none": b""})
@@ -495,12 +607,12 @@ def whole(
             bundle,
             variant,
             session,
-            [wanted],
+            [wanted] * streams,
             options,
             stack,
             on_frame=on_frame,
-            stop=threading.Event(),
-            console=Console(),
+            stop=stop or threading.Event(),
+            console=console or Console(),
             clock=clock,
             opener=opener,
         )
@@ -526,6 +638,48 @@ def test_a_source_that_never_comes_back_ends_it_with_a_document(monkeypatch: Any
     document = whole(Engine(), opener, Options(agreement=0, retries=1, stall_s=0.5), monkeypatch=monkeypatch)
     assert "nobody answers" in document["failure"]["message"]
     assert document["frames"]["captured"] == 0
+
+
+def test_nothing_processed_is_nothing_measured(built: Path, tmp_path: Path) -> None:
+    (tmp_path / "broken.png").write_bytes(b"no picture")
+    out = tmp_path / "s.json"
+    words = ["stream", str(built), "--source", str(tmp_path / "broken.png"), "--json", str(out), "--agreement", "0"]
+    result = CliRunner().invoke(main, words)
+    assert result.exit_code == 4
+    assert "no frame was processed, so nothing was measured: " in result.output
+    assert "broken.png" in result.output
+    assert json.loads(out.read_text(encoding="utf-8"))["frames"]["failed"] == 1
+
+
+def test_labels_that_cannot_be_compared_are_told(built: Path, frames: Path, tmp_path: Path) -> None:
+    for path in (frames / "labels").iterdir():
+        cv2.imwrite(str(tmp_path / path.name), np.full(SIZE, 77, np.uint8))
+    document = edgeseg.stream(built, str(frames / "images"), labels=tmp_path, agreement=0)
+    assert document["miou"] is None
+    assert "12 labels could not be compared, such as: " in document["warnings"][0]
+    assert "77" in document["warnings"][0]
+
+
+def test_an_outage_is_told_while_it_lasts(monkeypatch: Any) -> None:
+    class Hears(Console):
+        heard = ""
+
+        def say(self, text: str) -> None:
+            self.heard += text
+
+    console = Hears()
+
+    def opener(wanted: Wanted) -> Source:
+        if "nobody answers" in console.heard:
+            return Rough(3, time.perf_counter_ns)
+        raise SourceBroken("nobody answers")
+
+    document = whole(
+        Engine(), opener, Options(agreement=0, frames=2), console=console, retry_s=0.2, monkeypatch=monkeypatch
+    )
+    assert console.heard.count("nobody answers") == 1
+    assert document["sources"][0]["outages"] == 1
+    assert document["frames"]["captured"] == 2
 
 
 def test_the_environment_has_no_say_where_nobody_serves(built: Path, frames: Path) -> None:

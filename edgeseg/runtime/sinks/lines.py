@@ -44,6 +44,9 @@ class JsonLines(Sink):
         self._gone = False
         try:
             self._file = _stdout() if self._path is None else self._path.open("wb", buffering=0)
+        except FileNotFoundError as error:
+            folder = Path(path).parent
+            raise BadInput(f"cannot write {self.name}: there is no folder {folder}; make it first") from error
         except OSError as error:
             raise BadInput(f"cannot write {self.name}: {error.strerror or error}") from error
 

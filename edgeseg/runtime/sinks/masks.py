@@ -27,6 +27,8 @@ class MaskFiles(Sink):
         self.name = f"masks to {self._folder}"
         try:
             self._folder.mkdir(parents=True, exist_ok=True)
+        except (FileExistsError, NotADirectoryError) as error:
+            raise BadInput(f"cannot write masks to {self._folder}: a file is in its place; name a folder") from error
         except OSError as error:
             raise BadInput(f"cannot write masks to {self._folder}: {error.strerror or error}") from error
         if not os.access(self._folder, os.W_OK):

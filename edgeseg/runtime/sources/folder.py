@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import re
+from collections import Counter
 from collections.abc import Callable
 from pathlib import Path
 
@@ -17,13 +18,17 @@ from edgeseg.types import Pixels
 
 
 class FolderSource(Source):
-    """Pictures one after the other. Pixels as stored: an EXIF orientation is not applied, because labels have none."""
+    """Pictures one after the other. Pixels as stored: an EXIF orientation is not applied, because labels have none.
+
+    A frame has its file's name without the suffix; with it where others (a.jpg, a.png) would have the same name.
+    """
 
     live = False
 
     def __init__(self, paths: list[Path], *, name: str, fps: float | None, clock: Callable[[], int]) -> None:
         self.name, self.fps = name, fps
         self._paths, self._clock, self._next = paths, clock, 0
+        self._shared = {stem for stem, count in Counter(path.stem for path in paths).items() if count > 1}
 
     def read(self, into: Pixels | None) -> Grab | Unreadable | None:
         if self._next >= len(self._paths):
@@ -38,7 +43,7 @@ class FolderSource(Source):
         if into is not None and into.shape == pixels.shape:
             np.copyto(into, pixels)  # OpenCV decodes pictures into memory of its own
             pixels = into
-        return Grab(pixels, now, position, path.stem)
+        return Grab(pixels, now, position, path.name if path.stem in self._shared else path.stem)
 
     def close(self) -> None:
         self._paths = []

@@ -9,6 +9,7 @@ import importlib
 import math
 import platform
 import re
+import time
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -26,6 +27,7 @@ _BGR = "videoconvert ! video/x-raw,format=BGR"
 _APPSINK = "appsink name=frames sync=false"
 _FROM_NVMM = f"nvvidconv ! video/x-raw,format=BGRx ! {_BGR}"  # nvvidconv has no BGR
 _SLICE_NS = 100_000_000  # how long one look at the appsink lasts: errors come on another way
+_CAPS_NS = 10_000_000  # from one look for the first frame's caps to the next
 _WAITING = 4  # frames of a live source that wait for us before the oldest is dropped
 
 HOW_TO_GET_GI = (
@@ -48,8 +50,10 @@ class GstSource(Source):
         self._gst, self._pipeline, self._sink = gst, pipeline, sink
         self._stall_s, self._clock, self._position = stall_s, clock, 0
         self._bus = pipeline.get_bus()
+        self._broken: str | None = None  # an error that came while the rate was waited for
         self.live = False
         self._start()
+        self._learn_rate()
 
     def _start(self) -> None:
         gst, limit = self._gst, int(self._stall_s * 1e9)
@@ -66,6 +70,21 @@ class GstSource(Source):
             raise SourceBroken(f"{self.name} gave nothing within {self._stall_s:g} s")
         if change == gst.StateChangeReturn.FAILURE:
             raise self._refused()
+
+    def _learn_rate(self) -> None:
+        """Wait for the caps of the first frame: a recording and a deadline want the rate when it is open.
+
+        SourceBroken if none comes within the stall time; of an error or an end before, `read` tells.
+        """
+        pad, begin = self._sink.get_static_pad("sink"), time.monotonic()  # not the stream's clock, which may jump
+        while (caps := pad.get_current_caps()) is None and not self._sink.get_property("eos"):
+            if time.monotonic() - begin >= self._stall_s:
+                raise SourceBroken(f"{self.name} gave nothing for {self._stall_s:g} s, after 0 frames")
+            if (trouble := self._trouble(_CAPS_NS)) is not None:
+                self._broken = trouble
+                return
+        if caps is not None:
+            self.fps = _rate(caps.get_structure(0))
 
     def read(self, into: Pixels | None) -> Grab | Unreadable | None:
         sample = self._pull()
@@ -124,8 +143,10 @@ class GstSource(Source):
         age = int(ticking.get_time() - self._pipeline.get_base_time() - running)
         return age if 0 <= age <= 1_000_000_000 else 0
 
-    def _trouble(self) -> str | None:
-        message = self._bus.timed_pop_filtered(0, self._gst.MessageType.ERROR)
+    def _trouble(self, wait_ns: int = 0) -> str | None:
+        if self._broken:
+            return self._broken
+        message = self._bus.timed_pop_filtered(wait_ns, self._gst.MessageType.ERROR)
         return None if message is None else masked(str(message.parse_error()[0].message))
 
     def _refused(self) -> Exception:

@@ -115,6 +115,10 @@ class VideoSource(Source):
 
 def open_file(path: Path, *, name: str, stall_s: float, clock: Callable[[], int]) -> VideoSource:
     """A video file; BadInput if it is not one that OpenCV can read."""
+    try:
+        path.open("rb").close()
+    except OSError as error:  # OpenCV would not say why
+        raise BadInput(f"{path} cannot be read: {error.strerror or error}.") from error
     cv2 = _prepared(stall_s)
     # Absolute: FFmpeg takes what stands before a colon for a protocol.
     capture = _first_open(str(path.absolute()), (cv2.CAP_FFMPEG, cv2.CAP_ANY), ({}, {}))
