@@ -123,6 +123,19 @@ def test_a_soak_leaves_nothing_behind() -> None:
     assert found["marks"][-1]["rss_mb"] - found["marks"][0]["rss_mb"] < 5
 
 
+@pytest.mark.parametrize(
+    ("words", "said"),
+    [
+        (["overlay", "--size", "48", "64", "--rounds", "2"], "| overlay |"),
+        (["soak", "--frames", "2000"], "2000 captured"),
+    ],
+)
+def test_the_commands_about_video_print_what_they_measured(words: list[str], said: str) -> None:
+    done = subprocess.run([sys.executable, str(BENCH), *words], capture_output=True, text=True, check=False)
+    assert done.returncode == 0, done.stderr
+    assert said in done.stdout
+
+
 def test_the_script_runs_from_anywhere(tmp_path: Path) -> None:
     command = [sys.executable, str(BENCH), "steps", "--size", "48", "60", "--rounds", "2"]
     done = subprocess.run(command, cwd=tmp_path, capture_output=True, text=True, check=False)
