@@ -9,6 +9,7 @@ from typing import Any
 
 from edgeseg.bundle import Bundle, Variant
 from edgeseg.evaluation import identity
+from edgeseg.measure.drift import Baseline
 from edgeseg.measure.flicker import Flicker
 from edgeseg.measure.machine import machine, versions
 from edgeseg.measure.sensors import MachineSample
@@ -22,7 +23,7 @@ from edgeseg.runtime.shares import Shares
 from edgeseg.runtime.sources import Wanted
 from edgeseg.runtime.tally import Tally, reasons
 from edgeseg.runtime.values import STAGES
-from edgeseg.runtime.watch import Watch, baseline_of
+from edgeseg.runtime.watch import Watch
 from edgeseg.segmenter import engine_of
 
 SCHEMA = "edgeseg.stream/1"
@@ -49,6 +50,7 @@ class Running:
     labels: Labels | None
     scorer: Scorer | None
     watch: Watch | None
+    baseline: Baseline | None  # what the calibration frames looked like
     started_ns: int
     started_at: float = field(default_factory=time.time)  # seconds since 1970: says when, measures nothing
     finished_ns: int | None = None
@@ -102,7 +104,7 @@ def live(running: Running, now_ns: int) -> dict[str, Any]:
     rows = running.timeline.rows(last=HISTORY)
     recent = running.timeline.recent(RECENT_S)
     sources = _sources(running)
-    known = baseline_of(running.bundle)
+    known = running.baseline
     return {
         "schema": "edgeseg.stream.live/1",
         "name": running.bundle.spec.name,
@@ -132,8 +134,8 @@ def live(running: Running, now_ns: int) -> dict[str, Any]:
 
 
 def document(running: Running, now_ns: int) -> dict[str, Any]:
-    """What `--json` writes."""
-    rows = running.timeline.rows()
+    """What `--json` writes; with the machine's extremes, as the mean of a long window hides a short throttling."""
+    rows = running.timeline.rows(ranges=True)
     frames, seconds = running.tally.total(), running.seconds(now_ns)
     scored = running.scores()
     age = running.timeline.total("age")

@@ -46,7 +46,7 @@ from edgeseg.runtime.sinks.base import Sink
 from edgeseg.runtime.sources import Source, Wanted, open_source, parse
 from edgeseg.runtime.tally import Tally
 from edgeseg.runtime.values import STAGES
-from edgeseg.runtime.watch import Watch
+from edgeseg.runtime.watch import Watch, baseline_of
 from edgeseg.segmenter import engine_of
 from edgeseg.selfcheck import require_elsewhere
 
@@ -155,6 +155,7 @@ def run(
         labels,
         scorer,
         watch,
+        baseline_of(bundle),
         started_ns=started_ns,
     )
     if rendered and names != STREET_CLASSES:

@@ -20,14 +20,17 @@ import cv2
 import numpy as np
 import pytest
 from click.testing import CliRunner
+from onnx import helper
 
 import edgeseg
+from edgeseg.backends import onnxruntime
 from edgeseg.backends.base import Session
-from edgeseg.bundle import Bundle, Variant
+from edgeseg.bundle import FP32, Bundle, Variant, write_bundle
 from edgeseg.cli import main
 from edgeseg.console import Console
 from edgeseg.data.street import CLASSES, render
 from edgeseg.errors import BadInput
+from edgeseg.export import fuse
 from edgeseg.measure.timeline import Timeline
 from edgeseg.runtime.capture import Retry
 from edgeseg.runtime.options import Options
@@ -38,6 +41,7 @@ from edgeseg.runtime.streaming import _signals, run
 from edgeseg.runtime.tally import Tally
 from edgeseg.runtime.values import STAGES, Grab, Shot, Unreadable
 from edgeseg.types import InputSpec, ModelSpec, OutputSpec, Pixels
+from tests.export.making import graph_of
 from tests.runtime.scripted import Engine, picture
 
 SIZE = (60, 80)
@@ -266,6 +270,39 @@ def test_several_sources_share_an_engine(built: Path, frames: Path, tmp_path: Pa
     assert len(list((tmp_path / "m" / "1").iterdir())) == 7
     assert (tmp_path / "r-0.avi").is_file()
     assert (tmp_path / "r-1.avi").is_file()
+
+
+def test_a_dynamic_engine_takes_the_frames_of_several_sources_at_once(
+    frames: Path, tmp_path: Path, monkeypatch: Any
+) -> None:
+    weights = {"w": np.random.default_rng(7).standard_normal((4, 3, 3, 3), dtype=np.float32)}
+    conv = helper.make_node("Conv", ["x", "w"], ["y"], pads=[1, 1, 1, 1])
+    spec = ModelSpec("dynamic", InputSpec((24, 32)), OutputSpec(classes=("a", "b", "c", "d")))
+    model = fuse(graph_of([conv], weights=weights), spec, dynamic=True)
+    variant = Variant("onnxruntime-fp32", "onnxruntime", "fp32", (FP32,))
+    path = write_bundle(Bundle(spec, (variant,), variant.name, {FP32: model.graph}), tmp_path / "d.edgeseg")
+    sizes: list[int] = []
+    plain = onnxruntime._Session.run
+
+    def counted(self: Any, batch: Any, out: Any = None) -> Any:
+        sizes.append(len(batch))
+        time.sleep(0.005)  # so that the others' next frames are there when it looks for them
+        return plain(self, batch, out)
+
+    monkeypatch.setattr(onnxruntime._Session, "run", counted)
+    seen: dict[str, Any] = {}
+
+    def keep(shot: Shot, view: Any) -> None:
+        seen[f"{shot.stream}/{shot.name}"] = shot.mask.copy()
+
+    document = edgeseg.stream(path, [str(frames / "images")] * 3, on_frame=keep, agreement=1.0)
+    assert document["frames"]["processed"] == 36
+    assert max(sizes) == 3
+    with edgeseg.open(path, check=False) as segment:
+        for picture_path in (frames / "images").iterdir():
+            expected = segment.native(np.asarray(cv2.imread(str(picture_path)), np.uint8))
+            for stream in range(3):
+                np.testing.assert_array_equal(seen[f"{stream}/{picture_path.stem}"], expected)
 
 
 def test_signal_handlers_are_put_back(built: Path) -> None:

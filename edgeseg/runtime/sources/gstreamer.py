@@ -223,7 +223,7 @@ def hardware_pipeline(wanted: Wanted, *, elements: Callable[[str], bool] | None 
         gst = gstreamer() if platform.machine() == "aarch64" else None
         if gst is None:
             return None
-        elements = lambda name: gst.ElementFactory.find(name) is not None  # noqa: E731
+        elements = gst.ElementFactory.find
     if not (elements("nvv4l2decoder") and elements("nvvidconv")):
         return None
     if wanted.kind == "file":
