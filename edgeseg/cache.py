@@ -1,7 +1,9 @@
 """What a build has already computed, kept between builds: results by the hash of everything that went into them.
 
 A folder of small files (EDGESEG_CACHE, else the user's cache folder). An entry carries its own checksum, so a damaged
-one counts as absent. Only results that depend on their key alone are kept: never a time.
+one counts as absent. Only results that depend on their key alone are kept, and so no time, with one exception: the
+milliseconds of single layers (pipeline/layer_times.py), under the processor, the runtime and its version, which choose
+between rewrites; what is reported of a whole network is measured each time.
 """
 
 from __future__ import annotations

@@ -29,6 +29,29 @@ DIR = click.Path(exists=True, file_okay=False, path_type=Path)
 OUT = click.Path(path_type=Path)
 
 
+class _Milliseconds(click.ParamType[float]):
+    name = "MS"
+
+    def convert(self, value: Any, param: click.Parameter | None, ctx: click.Context | None) -> float:
+        try:
+            found = float(str(value).strip().lower().removesuffix("ms"))
+        except ValueError:
+            self.fail(f"wanted milliseconds like 12ms, came '{value}'", param, ctx)
+        if not 0 < found < float("inf"):
+            self.fail(f"wanted a positive number of milliseconds, came '{value}'", param, ctx)
+        return found
+
+
+class _Names(click.ParamType[tuple[str, ...]]):
+    name = "NAME,…"
+
+    def convert(self, value: Any, param: click.Parameter | None, ctx: click.Context | None) -> tuple[str, ...]:
+        return value if isinstance(value, tuple) else tuple(name.strip() for name in value.split(",") if name.strip())
+
+
+MILLISECONDS, NAMES = _Milliseconds(), _Names()
+
+
 def _said(command: Callable[P, R]) -> Callable[P, R]:
     """Deliberate errors end the program with their message and their exit code, without a traceback."""
 
@@ -57,6 +80,26 @@ def _write_json(document: Any, path: Path | None) -> None:
         click.echo(f"wrote {path}", err=True)
 
 
+def _wished(command: Callable[P, R]) -> Callable[P, R]:
+    """The options that say what a rewritten network shall become; `wish_of` reads them."""
+    options = [
+        click.option(
+            "--speedup", type=click.FloatRange(1), help="How many times as fast, measured here.  [default: 2]"
+        ),
+        click.option("--latency", type=MILLISECONDS, help="Milliseconds a frame, measured here: 12ms."),
+        click.option("--macs", type=click.FloatRange(0, 1, min_open=True), help="Share of the operations: 0.3."),
+        click.option("--bytes", "weight_bytes", type=click.IntRange(1), help="Bytes of all weights."),
+        click.option("--distill", "minutes", type=float, default=0.0, help="Minutes to learn from the original."),
+        click.option("--labels", is_flag=True, help="With --distill: learn from labels too."),
+        click.option("--align", type=int, default=8, show_default=True, help="Ranks are multiples of this."),
+        click.option("--untimed", is_flag=True, help="With --macs, --bytes: do not put back what is not faster here."),
+        click.option("--seed", type=click.IntRange(0), default=0, show_default=True),
+    ]
+    for option in reversed(options):
+        command = option(command)
+    return command
+
+
 @click.group(context_settings={"help_option_names": ["-h", "--help"], "max_content_width": 110})
 @click.version_option(__version__, prog_name="edgeseg")
 def main() -> None:
@@ -82,6 +125,8 @@ def main() -> None:
     show_default=True,
     help="Points of mIoU (without labels: of agreement with FP32) that may be lost.",
 )
+@click.option("--rewrite", "rules", type=NAMES, help="Rewrite into cheaper convolutions too: 'all', or names of rules.")
+@_wished
 @click.option("--quick", is_flag=True, help="A first look: fewer frames and rounds, no bias correction.")
 @click.option("--dynamic", is_flag=True, help="Any batch and frame size, instead of one frame of the spec's size.")
 @click.option("--opset", type=click.IntRange(17, 21), help="ONNX opset of the graph.  [default: 17]")
@@ -108,16 +153,84 @@ def build(
     """Build a bundle from MODEL (.pt, .pt2, TorchScript, .onnx) and measure it."""
     from edgeseg.console import Console
     from edgeseg.pipeline import build as run
+    from edgeseg.pipeline.rewriting.wish import wish_of
+    from edgeseg.report.rewriting import rewrite_table
     from edgeseg.report.text import build_table
 
     console = Console(quiet=quiet)
     if json_path is not None:
         require_writable(json_path)
-    options["precision"] = precision or "fp32"  # click 8.3.0 forgets the default of a flag with a value
-    built = run(model, out=out or Path(f"{model.stem}.edgeseg"), use_cache=not no_cache, console=console, **options)
+    precision = precision or "fp32"  # click 8.3.0 forgets the default of a flag with a value
+    target = out or Path(f"{model.stem}.edgeseg")
+    samples = options["samples"]
+    wish = wish_of(options, precision=precision, out=target)
+    built = run(
+        model,
+        out=target,
+        precision=precision,
+        samples=samples,
+        rewrite=wish,
+        use_cache=not no_cache,
+        console=console,
+        **options,
+    )
     click.echo(build_table(built.report))
+    if built.report["rewriting"] is not None:
+        click.echo(f"\n{rewrite_table(built.report['rewriting'])}")
     click.echo(f"\nbundle: {built.path}")
     _write_json(built.report, json_path)
+
+
+@main.command()
+@click.argument("model", type=FILE)
+@click.option("--data", type=ANY, required=True, help="DATASET.toml, or a folder in a known layout; labels not needed.")
+@click.option("--spec", type=FILE, help="SPEC.toml; by default the file beside the model with its stem.")
+@click.option("--split", default="train", show_default=True, help="Frames to fit to and to learn from.")
+@click.option("--eval-split", help="Frames for the verdict; by default 'val', else what --split has left.")
+@click.option("--rules", type=NAMES, help="Only these, separated by commas.  [default: all]")
+@_wished
+@click.option("--int8", "precision", flag_value="int8", help="It will be deployed in INT8: time layers so.")
+@click.option("--fp32", "precision", flag_value="fp32", default="fp32", help="In FP32 (the default).")
+@click.option("--backend", type=click.Choice(["onnxruntime", "openvino"]), help="Force a runtime.")
+@click.option("--recipe", default="mse", show_default=True, help="For --int8: how ranges are taken.")
+@click.option("--samples", type=click.IntRange(4), help="Frames to fit to, at most.  [default: 48]")
+@click.option("--curve", is_flag=True, help="Also the networks for a row of budgets: accuracy against latency.")
+@click.option("--trust-pickle", is_flag=True, help="Load a pickled module. It can run any code: only if you made it.")
+@click.option("--no-cache", is_flag=True, help="Compute and time everything again.")
+@click.option("-o", "--out", type=OUT, help="NAME.pt2; .pt, .py and .toml come beside it.  [default: MODEL-small.pt2]")
+@click.option("--json", "json_path", type=OUT, help="Also write what was measured; `edgeseg report` draws it.")
+@click.option("--quiet", is_flag=True, help="Only the result.")
+@_said
+def rewrite(
+    model: Path, out: Path | None, json_path: Path | None, quiet: bool, no_cache: bool, precision: Any, **words: Any
+) -> None:
+    """Rewrite MODEL (.pt, .pt2, TorchScript) into a cheaper network of the same accuracy, and measure both.
+
+    It becomes a mixture of depthwise separable, bottleneck, factorised and other cheaper convolutions, each fitted to
+    what the layer does on real frames, chosen by what they cost in accuracy and what they gain in time on this machine.
+    """
+    from edgeseg.console import Console
+    from edgeseg.pipeline.rewriting.run import rewrite as run
+    from edgeseg.pipeline.rewriting.wish import wish_of
+    from edgeseg.report.rewriting import rewrite_table
+
+    if json_path is not None:
+        require_writable(json_path)
+    target = out or Path(f"{model.stem}-small.pt2")
+    words["rules"] = words["rules"] or ("all",)
+    wish = wish_of(words, precision=precision or "fp32", out=target)
+    done = run(
+        model,
+        wish=wish,
+        precision=precision or "fp32",
+        out=target,
+        use_cache=not no_cache,
+        console=Console(quiet=quiet),
+        **words,
+    )
+    click.echo(rewrite_table(done.report))
+    click.echo("\nwrote " + ", ".join(str(path) for path in done.files))
+    _write_json(done.report, json_path)
 
 
 @main.command("eval")

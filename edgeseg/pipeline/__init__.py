@@ -1,6 +1,6 @@
 """The whole run, from a model file to a bundle, read top to bottom. This package and cli.py alone import stages.
 
-    load → export → parity → calibrate → quantize → candidates → evaluate → race → choose → bundle
+    load → export → parity → calibrate → quantize → candidates → (rewrite) → evaluate → race → choose → bundle
 
 Each step is a function from values to values. What was computed before from the same inputs comes from the cache;
 times never do.
@@ -9,10 +9,10 @@ times never do.
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Any, get_args
+from typing import TYPE_CHECKING, Any, get_args
 
 from edgeseg.bundle import Bundle, write_bundle
 from edgeseg.console import Console
@@ -25,14 +25,18 @@ from edgeseg.measure.machine import machine, peak_rss_mb, versions
 from edgeseg.pipeline.assemble import assemble
 from edgeseg.pipeline.baseline import baseline_for
 from edgeseg.pipeline.calibrate import calibrated, quantized, recipe_named
-from edgeseg.pipeline.engines import engines_for, measured_accuracy, runtimes
+from edgeseg.pipeline.engines import REWRITTEN, engines_for, joined, measured_accuracy, runtimes
 from edgeseg.pipeline.frames import QUICK, Effort, frames_for, look_at
 from edgeseg.pipeline.ingest import ingest, profiled
 from edgeseg.spec import spec_for
 from edgeseg.trials import document
 from edgeseg.trials.choose import Measured, choose
 from edgeseg.trials.race import race
-from edgeseg.types import Precision
+from edgeseg.types import OnnxModel, Precision
+
+if TYPE_CHECKING:
+    from edgeseg.pipeline.rewriting.build import Shrunk
+    from edgeseg.pipeline.rewriting.wish import Wish
 
 __all__ = ["Built", "build", "profiled"]
 
@@ -57,6 +61,7 @@ def build(
     backend: str | None = None,
     recipe: str | Path = "mse",
     samples: int | None = None,
+    rewrite: Wish | None = None,
     max_miou_drop: float = 1.0,
     out: str | Path | None = None,
     quick: bool = False,
@@ -76,6 +81,8 @@ def build(
     Raises ModelError, SpecError, DatasetError, ParityFailed (the graph does not compute what the network computes),
     AccuracyFailed (no engine is accurate enough), MissingOnMachine (a package is not installed).
     """
+    if rewrite is not None and dynamic:
+        raise BadInput("a network is rewritten for one size: build without --dynamic, or without --rewrite")
     if precision not in get_args(Precision):
         raise BadInput(f"there is no precision '{precision}'; there are: {', '.join(get_args(Precision))}")
     if not (math.isfinite(max_miou_drop) and max_miou_drop >= 0):
@@ -121,6 +128,34 @@ def build(
         table = calibrated(fp32, calibration, chosen_recipe, use_cache, console)
         int8 = quantized(fp32, table, runs_on, look[: effort.correct], use_cache, console)
     tried = engines_for(fp32, int8, runs_on, precision, look, effort, console)
+    small: Shrunk | None = None
+    if rewrite is not None:
+        if dataset is None or calibration is None:
+            raise BadInput("rewriting needs real frames to fit to: say --data DATASET.toml (or a folder of images)")
+        from edgeseg.pipeline.rewriting.build import shrunk_for
+
+        def quantize(model: OnnxModel, names: Sequence[str]) -> dict[str, OnnxModel]:
+            found = calibrated(model, calibration, chosen_recipe, use_cache, console)
+            return quantized(model, found, names, look[: effort.correct], use_cache, console)
+
+        small = shrunk_for(
+            Path(model),
+            read_spec,
+            dataset,
+            calibration.split.name,
+            rewrite,
+            tried,
+            fp32,
+            int8,
+            precision,
+            look,
+            quantize,
+            trust_pickle=trust_pickle,
+            use_cache=use_cache,
+            console=console,
+        )
+        others = quantize(small.graph, runs_on) if precision == "int8" else {}
+        tried = joined(tried, engines_for(small.graph, others, runs_on, precision, look, effort, console))
     engines = tried.engines
     accuracy = measured_accuracy(engines, read_spec, dataset, verdict, use_cache, console)
     with console.step("race") as step:
@@ -135,7 +170,14 @@ def build(
     labelled = any(found.labelled for found in accuracy.values())
     metric = "mIoU" if labelled else "agreement with FP32"
     measured = [
-        Measured(e.name, e.backend, e.precision, latency[e.name].p50 or latency[e.name].mean, points.get(e.name))
+        Measured(
+            e.name,
+            e.backend,
+            e.precision,
+            latency[e.name].p50 or latency[e.name].mean,
+            points.get(e.name),
+            e.name.startswith(REWRITTEN),
+        )
         for e in engines
     ]
     choice = choose(measured, precision, max_miou_drop, metric)
@@ -155,6 +197,9 @@ def build(
         "engines": [document.engine_row(e, latency[e.name].to_json(), accuracy.get(e.name), names) for e in engines],
         "settings_tried": tried.settings,
         "rejected": tried.rejected,
+        "rewriting": small.to_json(engines, latency, accuracy, names, verdict.split.name, console.seconds)
+        if small is not None and verdict is not None
+        else None,
         "chosen": choice.name,
         "reasons": list(choice.reasons),
         "seconds": {name: round(seconds, 2) for name, seconds in console.seconds.items()},

@@ -22,6 +22,7 @@ from edgeseg.trials.race import best_settings
 from edgeseg.types import MASK, Frames, Masks, ModelSpec, OnnxModel, Pixels, Precision
 
 HALVES = ("fp16", "bf16")
+REWRITTEN = "rewritten"
 LEAST_AGREEMENT = 0.5  # with FP32, of an engine just opened: below, it is not a loss of accuracy but a wrong answer
 
 
@@ -104,6 +105,21 @@ def engines_for(
         console.say(f"           out: {row['name']}: {row['why']}")
     engines = tuple(engine for engine in finalists if engine.name not in failed)
     return Tried(engines, masks, expected, rejected, [engine.name for engine in everyone])
+
+
+def joined(original: Tried, rewritten: Tried) -> Tried:
+    """The engines of two networks as one field; those of the second are named REWRITTEN-…"""
+
+    def name(engine: str) -> str:
+        return f"{REWRITTEN}-{engine}"
+
+    return Tried(
+        (*original.engines, *(replace(engine, name=name(engine.name)) for engine in rewritten.engines)),
+        {**original.masks, **{name(engine): masks for engine, masks in rewritten.masks.items()}},
+        original.expected,
+        [*original.rejected, *({**row, "name": name(row["name"])} for row in rewritten.rejected)],
+        [*original.settings, *map(name, rewritten.settings)],
+    )
 
 
 def _graphs(

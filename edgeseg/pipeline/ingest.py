@@ -18,7 +18,7 @@ from edgeseg.measure.agreement import agreement
 from edgeseg.measure.machine import versions
 from edgeseg.measure.profile import Profile, profile
 from edgeseg.spec import find_spec, spec_for
-from edgeseg.types import ModelSpec, OnnxModel, Pixels
+from edgeseg.types import ModelSpec, OnnxModel, Pixels, Torch
 
 
 def ingest(
@@ -60,26 +60,45 @@ def ingest(
             exported = export.from_onnx(source, spec, dynamic=dynamic)
             if opset not in (None, exported.opset):
                 raise BadInput(f"opset {opset} was asked for, but {path} is an ONNX graph of opset {exported.opset}")
-            reference = onnx_reference(source, spec)
         else:
             exported = export.to_onnx(source, spec, opset=opset, dynamic=dynamic, quick=quick)
-            reference = export.torch_reference(source, spec)
-        fused = export.fuse(exported.graph, spec, dynamic=dynamic)
-        parity = export.compare(reference, fused, frames, agreement)
-        export.require(parity, lambda: _diverging(source, fused, parity))
-        report = {
-            "form": "onnx" if isinstance(source, intake.Onnx) else source.form,
-            "opset": exported.opset,
-            "notes": list(exported.notes),
-            "parity": {"frames": parity.frames, "overall": parity.overall, "boundary": parity.boundary},
-        }
+        fused, report = _proven(source, exported, spec, frames, dynamic=dynamic)
         if report["form"] != "pickle":  # a pickle may run other code tomorrow
             cache.store("graph", key, fused.graph)
             cache.store("parity", key, json.dumps(report).encode())
         step.note = _summary(report)
-    for note in exported.notes:
+    for note in report["notes"]:
         console.say(f"           note: {note}")
     return fused, report
+
+
+def exported_student(
+    network: Torch, spec: ModelSpec, frames: Sequence[Pixels], *, opset: int | None = None, quick: bool = True
+) -> OnnxModel:
+    """A rewritten network as one graph, proven on `frames` like a network from a file."""
+    return _proven(network, export.to_onnx(network, spec, opset=opset, quick=quick), spec, frames, dynamic=False)[0]
+
+
+def _proven(
+    source: Torch | intake.Onnx,
+    exported: export.Exported,
+    spec: ModelSpec,
+    frames: Sequence[Pixels],
+    *,
+    dynamic: bool,
+) -> tuple[OnnxModel, dict[str, Any]]:
+    reference = (
+        onnx_reference(source, spec) if isinstance(source, intake.Onnx) else export.torch_reference(source, spec)
+    )
+    fused = export.fuse(exported.graph, spec, dynamic=dynamic)
+    parity = export.compare(reference, fused, frames, agreement)
+    export.require(parity, lambda: _diverging(source, fused, parity))
+    return fused, {
+        "form": "onnx" if isinstance(source, intake.Onnx) else source.form,
+        "opset": exported.opset,
+        "notes": list(exported.notes),
+        "parity": {"frames": parity.frames, "overall": parity.overall, "boundary": parity.boundary},
+    }
 
 
 def _diverging(source: intake.Torch | intake.Onnx, fused: OnnxModel, parity: export.Parity) -> export.Divergence | None:

@@ -15,6 +15,7 @@ from edgeseg.files import write_whole
 from edgeseg.palette import palette_of
 from edgeseg.report.parts import bar, table
 from edgeseg.report.picture import comparisons, png, stacked
+from edgeseg.report.rewriting import rewrite_section
 from edgeseg.report.streams import stream_section
 from edgeseg.report.text import DASH, number, size
 
@@ -22,7 +23,7 @@ STYLE = Path(__file__).with_name("report.css")
 
 
 def write_report(sources: Sequence[Path], out: Path) -> Path:
-    """Write one HTML page about documents (JSON of build, eval, bench, stream) and bundles. BadInput for others."""
+    """Write a page of HTML about documents (JSON of build, rewrite, eval, bench, stream) and bundles, else BadInput."""
     parts = [section for source in sources for section in _source(source)]
     title = ", ".join(source.stem for source in sources)
     page = (
@@ -64,6 +65,7 @@ def _document(document: Any, path: Path) -> list[str]:
         "edgeseg.eval/1": _eval,
         "edgeseg.bench/1": _bench,
         "edgeseg.stream/1": stream_section,
+        "edgeseg.rewrite/1": rewrite_section,
     }
     schema = document.get("schema") if isinstance(document, Mapping) else None
     if not isinstance(schema, str) or schema not in kinds:

@@ -18,7 +18,10 @@ from torch import Tensor
 
 @dataclass(frozen=True, slots=True)
 class Moments:
-    """All float64: mean_x (D), mean_y (Co), gram (D, D), cross (Co, D), power (Co). `rows`: patches seen (0: none)."""
+    """All float64: mean_x (D), mean_y (Co), gram (D, D), cross (Co, D), power (Co). `rows`: patches seen (0: none).
+
+    `ridge`: how far a fit is drawn to the layer's own weights, relative to the mean of gram's diagonal.
+    """
 
     rows: int
     mean_x: Tensor
@@ -26,6 +29,7 @@ class Moments:
     gram: Tensor
     cross: Tensor
     power: Tensor
+    ridge: float = 1e-2
 
     def bias(self, effective: Tensor) -> Tensor:
         """The best bias (Co) for a kernel (Co, D)."""
@@ -49,6 +53,7 @@ class Moments:
             self.gram,
             self.cross * factor[:, None],
             self.power * factor.square(),
+            self.ridge,
         )
 
 
@@ -62,6 +67,9 @@ def of_weights(weight: Tensor, bias: Tensor | None) -> Moments:
     )
 
 
+BUFFER = 1 << 22  # elements of patches that wait to be multiplied: one large product is faster than many small ones
+
+
 class Summing:
     """Adds up rows until `moments()`. Products are taken in float32 around a first estimate of the means, sums in
     float64."""
@@ -69,6 +77,7 @@ class Summing:
     def __init__(self) -> None:
         self._rows = 0
         self._origin: tuple[Tensor, Tensor] | None = None
+        self._waiting: list[tuple[Tensor, Tensor]] = []
 
     def add(self, x: Tensor, y: Tensor) -> None:
         """Patches float32 (n, D) and their targets float32 (n, Co)."""
@@ -78,7 +87,16 @@ class Summing:
             self._sum_x, self._sum_y = x.new_zeros(depth).double(), x.new_zeros(outputs).double()
             self._gram, self._cross = x.new_zeros(depth, depth).double(), x.new_zeros(outputs, depth).double()
             self._power = x.new_zeros(outputs).double()
-        x, y = x - self._origin[0], y - self._origin[1]
+        self._waiting.append((x, y))
+        if sum(len(x) for x, _ in self._waiting) * x.shape[1] >= BUFFER:
+            self._multiply()
+
+    def _multiply(self) -> None:
+        if not self._waiting or self._origin is None:
+            return
+        x = torch.cat([x for x, _ in self._waiting]) - self._origin[0]
+        y = torch.cat([y for _, y in self._waiting]) - self._origin[1]
+        self._waiting.clear()
         self._rows += len(x)
         self._sum_x += x.sum(0)
         self._sum_y += y.sum(0)
@@ -87,6 +105,7 @@ class Summing:
         self._power += y.square().sum(0)
 
     def moments(self) -> Moments:
+        self._multiply()
         assert self._origin is not None, "no rows were added"
         shift_x, shift_y = self._sum_x / self._rows, self._sum_y / self._rows
         return Moments(

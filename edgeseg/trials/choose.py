@@ -1,7 +1,8 @@
 """The verdict: the fastest engine whose accuracy stays within the allowed loss, and why it is that one.
 
-A pure function of what was measured. The yardstick is the FP32 graph: the accuracy allowed is its accuracy less
-`max_drop`, the time to beat is that of the fastest FP32 engine in the same interleaved run.
+A pure function of what was measured. The yardstick is the FP32 graph of the network that was given, also where a
+rewritten one is among the engines: the accuracy allowed is its accuracy less `max_drop`,
+the time to beat is that of the fastest FP32 engine in the same interleaved run.
 """
 
 from __future__ import annotations
@@ -22,6 +23,7 @@ class Measured:
     precision: Precision
     p50_ms: float
     accuracy: float | None  # None where no frames were given
+    rewritten: bool = False  # of the network that was rewritten, not of the one that was given
 
 
 @dataclass(frozen=True, slots=True)
@@ -37,7 +39,7 @@ def choose(measured: Sequence[Measured], asked: Precision, max_drop: float, what
 
     Raises AccuracyFailed when no engine qualifies, which takes an FP32 engine that differs from FP32.
     """
-    floats = [m for m in measured if m.precision == "fp32"]
+    floats = [m for m in measured if m.precision == "fp32" and not m.rewritten]
     reference = next((m.accuracy for m in floats if m.accuracy is not None), None)
     reasons: list[str] = []
     qualified: list[Measured] = []
@@ -55,10 +57,13 @@ def choose(measured: Sequence[Measured], asked: Precision, max_drop: float, what
         )
     best = min(qualified, key=lambda m: m.p50_ms)
     baseline = min((m.p50_ms for m in floats), default=None)
-    if reference is None and best.precision != "fp32":
+    if any(m.rewritten for m in measured) and not best.rewritten:
+        reasons.append(_why_not_rewritten(measured, qualified, best))
+    if reference is None and (best.precision != "fp32" or best.rewritten):
         reasons.append("What it costs in accuracy is unknown: there were no frames to evaluate on.")
-    if baseline is not None and best.precision != "fp32":
-        reasons.append(f"{best.name} is {baseline / best.p50_ms:.2f} times as fast as the fastest FP32 engine.")
+    if baseline is not None and (best.precision != "fp32" or best.rewritten):
+        of = " of the original" if best.rewritten else ""
+        reasons.append(f"{best.name} is {baseline / best.p50_ms:.2f} times as fast as the fastest FP32 engine{of}.")
     if not _meets(best, asked):
         reasons.append(_why_not(measured, qualified, asked, best))
     return Choice(best.name, tuple(reasons))
@@ -78,5 +83,16 @@ def _why_not(measured: Sequence[Measured], qualified: Sequence[Measured], asked:
     fastest = min(in_time, key=lambda m: m.p50_ms)
     return (
         f"{asked.upper()} is not handed over: {fastest.name} takes {fastest.p50_ms:.2f} ms, "
+        f"{best.name} takes {best.p50_ms:.2f} ms."
+    )
+
+
+def _why_not_rewritten(measured: Sequence[Measured], qualified: Sequence[Measured], best: Measured) -> str:
+    in_time = [m for m in qualified if m.rewritten]
+    if not in_time:
+        return f"The rewritten network is not handed over: it loses too much accuracy, so the choice is {best.name}."
+    fastest = min(in_time, key=lambda m: m.p50_ms)
+    return (
+        f"The rewritten network is not handed over: {fastest.name} takes {fastest.p50_ms:.2f} ms, "
         f"{best.name} takes {best.p50_ms:.2f} ms."
     )

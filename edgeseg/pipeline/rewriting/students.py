@@ -1,0 +1,240 @@
+"""Rewritten networks of one trained network: what its layers could become, and what became of them under a budget."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import overload
+
+import numpy as np
+import torch
+from torch import Tensor, nn
+
+from edgeseg import intake
+from edgeseg.console import Console
+from edgeseg.data import Dataset, Reading, pick, read
+from edgeseg.errors import BadInput, DatasetError, ModelError
+from edgeseg.export.outputs import pick as pick_output
+from edgeseg.export.reference import torch_input, torch_logits, torch_mask
+from edgeseg.measure.confusion import confusion, scores
+from edgeseg.pipeline.frames import prepared
+from edgeseg.pipeline.rewriting.budgets import Chosen, Times, Whole, within
+from edgeseg.pipeline.rewriting.wish import Budget, Wish
+from edgeseg.rewrite.exact import exact
+from edgeseg.rewrite.exact.change import Change
+from edgeseg.rewrite.network import Network, capture, layers, macs_of, parameters_of, refusal, tidy
+from edgeseg.rewrite.plan import Plan, plan
+from edgeseg.rewrite.rules import RULES
+from edgeseg.rewrite.sequential import rescaled, rewritten
+from edgeseg.rewrite.values import Layer
+from edgeseg.types import Mask, ModelSpec, Pixels
+
+HELD = 16  # frames, of the same split, to decide between variants by
+STEPS = 12  # of optimisation, where a layer is replaced for good
+LOOK_STEPS = 0  # where options are only compared
+
+
+class Images(Sequence[Tensor]):
+    """Frames as a network takes them, float32 (1, 3, H, W), each made when it is asked for."""
+
+    def __init__(self, frames: Sequence[Pixels], spec: ModelSpec) -> None:
+        self.frames, self._spec = frames, spec
+
+    def __len__(self) -> int:
+        return len(self.frames)
+
+    @overload
+    def __getitem__(self, index: int) -> Tensor: ...
+    @overload
+    def __getitem__(self, index: slice) -> Images: ...
+    def __getitem__(self, index: int | slice) -> Tensor | Images:
+        if isinstance(index, slice):
+            return Images(self.frames[index], self._spec)
+        return torch_input(self.frames[index], self._spec)
+
+    def __iter__(self) -> Iterator[Tensor]:
+        return (torch_input(frame, self._spec) for frame in self.frames)
+
+
+@dataclass(frozen=True, slots=True)
+class Work:
+    """All that is known of a network before it is decided what becomes of it."""
+
+    spec: ModelSpec
+    teacher: Network  # after the exact rewrites
+    layers: tuple[Layer, ...]  # those that an approximate rule may take
+    left: tuple[tuple[str, str], ...]  # the others by name, and why
+    exact: tuple[Change, ...]
+    plan: Plan
+    whole: Whole  # of the original
+    fit: Images
+    held: Images
+    held_indices: frozenset[int]  # of their frames in the split
+    masks: tuple[Mask, ...]  # of the teacher, for the frames held out
+    notes: tuple[str, ...]
+
+
+@dataclass(frozen=True, slots=True)
+class Student:
+    """A rewritten network, and how near it is to the original on the frames held out."""
+
+    network: Network
+    chosen: Chosen
+    unexplained: Mapping[str, float]
+    agreement: float  # mean over classes of the IoU of both decisions
+    rescaled: bool
+    exact: tuple[Change, ...]  # what could be done to it once more, exactly
+
+
+def prepare(
+    model: Path,
+    spec: ModelSpec,
+    dataset: Dataset,
+    split: str,
+    wish: Wish,
+    *,
+    open_up: Callable[[Network], tuple[Network, list[Change]]] | None = None,
+    trust_pickle: bool,
+    console: Console,
+) -> Work:
+    """Load, capture, rewrite exactly, and find out what every option of every layer would do.
+
+    `open_up`: more exact rewrites, which the approximate rules can build on.
+    """
+    with console.step("capture") as step:
+        source = intake.load(model, spec, trust_pickle=trust_pickle)
+        if isinstance(source, intake.Onnx):
+            raise BadInput(
+                f"{model} is an ONNX graph, and rewriting needs the network: give the state dict, TorchScript or .pt2 "
+                "that it was exported from"
+            )
+        captured = capture(source, spec.input.size)
+        notes = list(captured.notes)
+        step.note = f"{source.form}; {macs_of(captured.network, spec.input.size) / 1e6:.1f} M operations"
+    whole = Whole(macs_of(captured.network, spec.input.size), parameters_of(captured.network))
+    teacher = captured.network
+    with console.step("exact") as step:
+        changes = exact(teacher, spec.input.size)
+        if open_up is not None:
+            teacher, more = open_up(teacher)
+            changes += more
+        tidy(teacher)
+        step.note = f"{len(changes)} rewrites, {macs_of(teacher, spec.input.size) / 1e6:.1f} M operations left"
+    fit, held, held_indices = _frames(dataset, split, spec, wish.samples)
+    found = layers(teacher, spec.input.size)
+    refused = {layer.name: why for layer in found if (why := refusal(_conv(teacher, layer.name))) is not None}
+    rewritable = tuple(layer for layer in found if layer.name not in refused)
+    with console.step("options") as step, console.bar(len(rewritable), "options") as done:
+        planned = plan(
+            teacher,
+            rewritable,
+            fit,
+            lambda network, image: _scores(network, image, spec),
+            rules=wish.rules or tuple(RULES),
+            align=wish.align,
+            steps=LOOK_STEPS,
+            seed=wish.seed,
+            on_layer=done,
+        )
+        step.note = f"{len(planned.options)} of {len(rewritable)} layers, on {len(fit)} frames of '{split}'"
+    with torch.no_grad():
+        masks = tuple(_mask(teacher, image, spec) for image in held)
+    return Work(
+        spec=spec,
+        teacher=teacher,
+        layers=rewritable,
+        left=(*captured.untouched, *refused.items()),
+        exact=tuple(changes),
+        plan=planned,
+        whole=whole,
+        fit=fit,
+        held=held,
+        held_indices=held_indices,
+        masks=masks,
+        notes=tuple(notes),
+    )
+
+
+def student(work: Work, budget: Budget, wish: Wish, *, times: Times | None, console: Console) -> Student:
+    """Choose within the budget, and replace the layers chosen one after the other."""
+    with console.step("choose") as step:
+        chosen = within(budget, work.whole, work.layers, work.plan, bytes_each=wish.bytes_each, times=times)
+        step.note = f"{len(chosen.choices)} of {len(work.layers)} layers for {budget}"
+    unexplained: dict[str, float] = {}
+    with console.step("fit") as step, console.bar(len(chosen.choices), "fit") as done:
+
+        def on_layer(name: str, value: float) -> None:
+            unexplained[name] = value
+            done()
+
+        small = rewritten(
+            work.teacher,
+            work.layers,
+            chosen.choices,
+            work.fit,
+            steps=STEPS,
+            importance=work.plan.importance,
+            seed=wish.seed,
+            on_layer=on_layer,
+        )
+        taken = [layer for layer in work.layers if layer.name in chosen.choices]
+        other = rescaled(work.teacher, small, taken, work.fit, seed=wish.seed)
+        plain, scaled = nearness(work, small), nearness(work, other)
+        best = scaled > plain
+        network = other if best else small
+        again = exact(network, work.spec.input.size)
+        tidy(network)
+        step.note = (
+            f"{100 * max(plain, scaled):.2f} % mean IoU with the original's decisions on {len(work.held)} frames"
+        )
+    return Student(network, chosen, unexplained, max(plain, scaled), best, tuple(again))
+
+
+def nearness(work: Work, network: Network) -> float:
+    """How near its decisions are to the original's on the frames held out: mean IoU over classes, 0 to 1."""
+    classes = max(2, len(work.spec.output.classes), 1 + max(int(mask.max()) for mask in work.masks))
+    total = np.zeros((classes, classes), np.int64)
+    with torch.no_grad():
+        for image, mask in zip(work.held, work.masks, strict=True):
+            total += confusion(_mask(network, image, work.spec), mask, classes)
+    return scores(total, [str(k) for k in range(classes)]).miou
+
+
+def _conv(network: Network, name: str) -> nn.Conv2d:
+    module = network.get_submodule(name)
+    assert isinstance(module, nn.Conv2d)
+    return module
+
+
+def _frames(dataset: Dataset, split: str, spec: ModelSpec, samples: int) -> tuple[Images, Images, frozenset[int]]:
+    """Frames spread over the split: to fit to, and others held out."""
+    chosen = dataset.split(split)
+    count = min(len(chosen), samples + HELD)
+    if count < 4:
+        raise DatasetError(f"rewriting needs at least 4 frames; '{split}' has {len(chosen)}")
+    indices = pick(len(chosen), count)
+    every = max(2, round(count / min(HELD, count // 4)))
+    held = indices[every - 1 :: every]
+    fit = [index for index in indices if index not in set(held)]
+    return (
+        Images(_all(read(chosen, fit, color=spec.input.frame, labels=False), spec), spec),
+        Images(_all(read(chosen, held, color=spec.input.frame, labels=False), spec), spec),
+        frozenset(held),
+    )
+
+
+def _all(reading: Reading, spec: ModelSpec) -> list[Pixels]:
+    return list(prepared(reading, spec))
+
+
+def _scores(network: Network, image: Tensor, spec: ModelSpec) -> Tensor:
+    found, _ = pick_output(network(image), spec.output.index)
+    if not found.is_floating_point():
+        raise ModelError("the network returns a class map; rewriting needs its scores: leave the ArgMax to edgeseg")
+    logits: Tensor = found if found.dim() == 4 else found.unsqueeze(1)
+    return logits
+
+
+def _mask(network: Network, image: Tensor, spec: ModelSpec) -> Mask:
+    return np.asarray(torch_mask(torch_logits(_scores(network, image, spec), spec), spec).numpy()[0])

@@ -1,0 +1,104 @@
+"""What each layer could become, and what each of these would cost in accuracy: the table that a choice is made from."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+
+from torch import Tensor, nn
+
+from edgeseg.rewrite.fisher import Scores, damage, importance
+from edgeseg.rewrite.network import Network
+from edgeseg.rewrite.observe import moments_of
+from edgeseg.rewrite.rules import RULES
+from edgeseg.rewrite.sequential import fitted
+from edgeseg.rewrite.values import Choice, Layer, macs, parameters
+
+AT_ONCE = 1 << 29  # bytes of second moments held at a time; more layers are seen in another pass over the frames
+
+
+@dataclass(frozen=True, slots=True)
+class Option:
+    """One row: a layer, what it may become, and what is predicted of that alone."""
+
+    layer: Layer
+    choice: Choice
+    damage: float  # KL divergence from the original, nats a pixel
+    unexplained: float  # share of the layer's variance, on positions held out
+    macs: int  # multiplications for one image, all calls
+    parameters: int
+
+
+@dataclass(frozen=True, slots=True)
+class Plan:
+    """All options of all layers, and how much a unit of variance at each output of each layer matters."""
+
+    options: tuple[Option, ...]
+    importance: Mapping[str, Tensor]
+
+    def of(self, layer: Layer) -> tuple[Option, ...]:
+        return tuple(option for option in self.options if option.layer == layer)
+
+
+def plan(
+    network: Network,
+    layers: Sequence[Layer],
+    frames: Sequence[Tensor],
+    scores: Scores,
+    *,
+    rules: Sequence[str],
+    align: int = 8,
+    steps: int = 0,
+    look: int = 8,
+    seed: int = 0,
+    on_layer: Callable[[], object] | None = None,
+) -> Plan:
+    """Fit every choice of every layer alone, and predict its damage.
+
+    `frames`: float32 (1, 3, H, W), unlabelled; `look` of them are used for gradients. `steps` of optimisation a choice:
+    the ranking needs few. `align`: ranks are multiples of it, as the target likes them.
+    """
+    weights = importance(network, layers, [frames[k] for k in range(min(look, len(frames)))], scores, seed=seed)
+    options: list[Option] = []
+    for group in _groups(layers):
+        seen = moments_of(network, group, frames, seed=seed)
+        for layer in group:
+            fit, held = seen.pop(layer.name)
+            module = network.get_submodule(layer.name)
+            assert isinstance(module, nn.Conv2d)
+            for name in rules:
+                for choice in RULES[name].choices(layer.conv, align):
+                    found = fitted(choice, layer.conv, fit, module.weight, steps, weights[layer.name])
+                    times = layer.positions / _positions(layer)
+                    options.append(
+                        Option(
+                            layer,
+                            choice,
+                            damage(held, found.effective, weights[layer.name]),
+                            held.unexplained(found.effective),
+                            round(macs(choice.pieces, layer.size) * times),
+                            parameters(choice.pieces),
+                        )
+                    )
+            if on_layer is not None:
+                on_layer()
+    return Plan(tuple(options), weights)
+
+
+def _positions(layer: Layer) -> int:
+    height, width = layer.conv.after(layer.size)
+    return height * width
+
+
+def _groups(layers: Sequence[Layer]) -> list[list[Layer]]:
+    """Layers whose moments fit into memory together."""
+    groups: list[list[Layer]] = [[]]
+    used = 0
+    for layer in layers:
+        size = 2 * 8 * layer.conv.depth * (layer.conv.depth + layer.conv.outputs)
+        if groups[-1] and used + size > AT_ONCE:
+            groups.append([])
+            used = 0
+        groups[-1].append(layer)
+        used += size
+    return groups
