@@ -92,6 +92,7 @@ def _wished(command: Callable[P, R]) -> Callable[P, R]:
         click.option("--distill", "minutes", type=float, default=0.0, help="Minutes to learn from the original."),
         click.option("--labels", is_flag=True, help="With --distill: learn from labels too."),
         click.option("--align", type=int, default=8, show_default=True, help="Ranks are multiples of this."),
+        click.option("--refine", is_flag=True, help="Tune each layer behind its non-linearity; kept if better."),
         click.option("--untimed", is_flag=True, help="With --macs, --bytes: do not put back what is not faster here."),
         click.option("--seed", type=click.IntRange(0), default=0, show_default=True),
     ]
@@ -210,14 +211,17 @@ def rewrite(
     what the layer does on real frames, chosen by what they cost in accuracy and what they gain in time on this machine.
     """
     from edgeseg.console import Console
-    from edgeseg.pipeline.rewriting.run import rewrite as run
+    from edgeseg.errors import need
     from edgeseg.pipeline.rewriting.wish import wish_of
     from edgeseg.report.rewriting import rewrite_table
+
+    need("torch", extra="torch", why="Rewriting a network")
+    from edgeseg.pipeline.rewriting.run import rewrite as run
 
     if json_path is not None:
         require_writable(json_path)
     target = out or Path(f"{model.stem}-small.pt2")
-    words["rules"] = words["rules"] or ("all",)
+    words["rules"] = ("all",) if words["rules"] is None else words["rules"]
     wish = wish_of(words, precision=precision or "fp32", out=target)
     done = run(
         model,
@@ -228,6 +232,8 @@ def rewrite(
         console=Console(quiet=quiet),
         **words,
     )
+    if not done.files:  # a process of torchrun that is not the first
+        return
     click.echo(rewrite_table(done.report))
     click.echo("\nwrote " + ", ".join(str(path) for path in done.files))
     _write_json(done.report, json_path)

@@ -57,7 +57,16 @@ def commands() -> list[str]:
 @pytest.mark.parametrize("command", commands())
 def test_commands_take_these_arguments(command: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.chdir(tmp_path)
-    for name in ("model.pt", "dataset.toml", "model.edgeseg", "eval.json", "bench.json", "stream.json"):
+    for name in (
+        "model.pt",
+        "dataset.toml",
+        "model.edgeseg",
+        "eval.json",
+        "bench.json",
+        "stream.json",
+        "rewrite.json",
+        "small.pt2",
+    ):
         (tmp_path / name).touch()
     (tmp_path / "labels").mkdir()
     _, name, *arguments = shlex.split(command)

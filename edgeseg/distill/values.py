@@ -65,7 +65,7 @@ class Distillation:
     seed: int = 0
     batch: int = 4  # frames a step and process
     at_once: int | None = None  # of them, how many the networks get together; None: found out
-    learning_rate: float = 1e-4  # its highest; higher ones first destroy what a good start knows
+    learning_rate: float = 5e-4  # its highest; higher ones first destroy what a good start knows
     warmup: float = 0.05  # fraction of the run in which the learning rate rises; then it falls as a cosine
     weight_decay: float = 1e-4  # of weights, not of biases and norms
     clip: float = 1.0  # longest gradient

@@ -17,7 +17,7 @@ from typing import TYPE_CHECKING, Any, get_args
 from edgeseg.bundle import Bundle, write_bundle
 from edgeseg.console import Console
 from edgeseg.data import load_dataset
-from edgeseg.errors import BadInput
+from edgeseg.errors import BadInput, need
 from edgeseg.evaluation import class_names
 from edgeseg.files import require_writable
 from edgeseg.measure.latency import summarize
@@ -81,8 +81,15 @@ def build(
     Raises ModelError, SpecError, DatasetError, ParityFailed (the graph does not compute what the network computes),
     AccuracyFailed (no engine is accurate enough), MissingOnMachine (a package is not installed).
     """
-    if rewrite is not None and dynamic:
-        raise BadInput("a network is rewritten for one size: build without --dynamic, or without --rewrite")
+    if rewrite is not None:
+        need("torch", extra="torch", why="Rewriting a network")
+        from edgeseg.pipeline.rewriting.run import checked
+
+        if dynamic:
+            raise BadInput("a network is rewritten for one size: build without --dynamic, or without --rewrite")
+        if data is None:
+            raise BadInput("rewriting needs real frames to fit to: say --data DATASET.toml (or a folder of images)")
+        checked(rewrite, Path(model))
     if precision not in get_args(Precision):
         raise BadInput(f"there is no precision '{precision}'; there are: {', '.join(get_args(Precision))}")
     if not (math.isfinite(max_miou_drop) and max_miou_drop >= 0):
@@ -130,8 +137,8 @@ def build(
     tried = engines_for(fp32, int8, runs_on, precision, look, effort, console)
     small: Shrunk | None = None
     if rewrite is not None:
-        if dataset is None or calibration is None:
-            raise BadInput("rewriting needs real frames to fit to: say --data DATASET.toml (or a folder of images)")
+        assert dataset is not None
+        assert calibration is not None
         from edgeseg.pipeline.rewriting.build import shrunk_for
 
         def quantize(model: OnnxModel, names: Sequence[str]) -> dict[str, OnnxModel]:
@@ -150,6 +157,7 @@ def build(
             precision,
             look,
             quantize,
+            verdict=verdict,
             trust_pickle=trust_pickle,
             use_cache=use_cache,
             console=console,

@@ -4,15 +4,17 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
+from math import prod
 
 from torch import Tensor, nn
 
+from edgeseg.rewrite.exact.pointwise import below
 from edgeseg.rewrite.fisher import Scores, damage, importance
 from edgeseg.rewrite.network import Network
 from edgeseg.rewrite.observe import moments_of
 from edgeseg.rewrite.rules import RULES
 from edgeseg.rewrite.sequential import fitted
-from edgeseg.rewrite.values import Choice, Layer, macs, parameters
+from edgeseg.rewrite.values import Choice, Conv, Layer, macs, parameters
 
 AT_ONCE = 1 << 29  # bytes of second moments held at a time; more layers are seen in another pass over the frames
 
@@ -60,6 +62,7 @@ def plan(
     """
     weights = importance(network, layers, [frames[k] for k in range(min(look, len(frames)))], scores, seed=seed)
     options: list[Option] = []
+    moved = below(network, (frames[0].shape[-2], frames[0].shape[-1]))
     for group in _groups(layers):
         seen = moments_of(network, group, frames, seed=seed)
         for layer in group:
@@ -70,19 +73,28 @@ def plan(
                 for choice in RULES[name].choices(layer.conv, align):
                     found = fitted(choice, layer.conv, fit, module.weight, steps, weights[layer.name])
                     times = layer.positions / _positions(layer)
+                    spared = _spared(choice, layer, *moved.get(layer.name, (0.0, 0)))
                     options.append(
                         Option(
                             layer,
                             choice,
                             damage(held, found.effective, weights[layer.name]),
                             held.unexplained(found.effective),
-                            round(macs(choice.pieces, layer.size) * times),
+                            round((macs(choice.pieces, layer.size) - spared) * times),
                             parameters(choice.pieces),
                         )
                     )
             if on_layer is not None:
                 on_layer()
     return Plan(tuple(options), weights)
+
+
+def _spared(choice: Choice, layer: Layer, share: float, most: int) -> float:
+    """Operations of a first 1x1 convolution that are not needed once it is moved before the up-sampling."""
+    first = choice.pieces[0]
+    if not isinstance(first, Conv) or first.taps > 1 or first.groups > 1 or first.stride != (1, 1):
+        return 0.0
+    return share * first.parameters * prod(layer.size) if first.outputs <= most else 0.0
 
 
 def _positions(layer: Layer) -> int:

@@ -107,6 +107,8 @@ def _tune(
         return ((activation(local(windows[rows]).flatten(1)) - goal[rows]).square() * weight).mean()
 
     split = 3 * len(windows) // 4
+    if not split:  # a single row, and none to decide by
+        return
     with torch.enable_grad():
         parameters = [parameter.requires_grad_() for parameter in local.parameters()]
         optimiser = torch.optim.Adam(parameters, learning_rate)

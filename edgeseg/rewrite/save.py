@@ -9,6 +9,7 @@ import keyword
 import re
 import sys
 import warnings
+from collections.abc import Collection
 from dataclasses import dataclass, replace
 from importlib import metadata
 from pathlib import Path
@@ -42,10 +43,11 @@ class Places:
         return (self.exported, self.weights, self.source, self.spec)
 
 
-def places(out: Path) -> Places:
+def places(out: Path, inputs: Collection[Path] = ()) -> Places:
     """The files for `out`, NAME.pt2 (or NAME.pt). Raises BadInput where they cannot be written: ask before the work.
 
-    A NAME.py that edgeseg did not write is not overwritten: it may be what makes the network that was read.
+    None of the `inputs` is overwritten, whatever path leads to it, and no NAME.py that edgeseg did not write: it may be
+    what makes the network that was read.
     """
     if out.suffix not in (".pt2", ".pt"):
         raise BadInput(f"{out}: a rewritten network is written as NAME.pt2 (and NAME.pt, NAME.py, NAME.toml beside it)")
@@ -60,6 +62,8 @@ def places(out: Path) -> Places:
         require_writable(path)
         if path.is_dir():
             raise BadInput(f"{path} is a folder, and it is not overwritten. Choose another place.")
+        if path.exists() and any(given.exists() and path.samefile(given) for given in inputs):
+            raise BadInput(f"{path} is read by this run, and it is not overwritten. Choose another name than {out}")
     if found.source.exists() and MARK not in found.source.read_text(encoding="utf-8", errors="replace")[:1000]:
         raise BadInput(f"{found.source} is not from edgeseg, and it is not overwritten. Choose another name than {out}")
     return found

@@ -83,7 +83,7 @@ def frontier(
     for budget in sorted(set(budgets)):
         play = max(budget - least, 0.0)
         chosen = _trace(table, bins, min(int(min(play / step, BINS) * (1 + _SLIP)), BINS))
-        _spend(chosen, more, damages, play)
+        _spend(chosen, more, damages, play + slip)
         picks = tuple(found[place] for found, place in zip(useful, chosen, strict=True))
         pairs = [options[pick] for options, pick in zip(layers, picks, strict=True)]
         made = Selection(picks, math.fsum(o.damage for o in pairs), fixed + math.fsum(o.cost for o in pairs))

@@ -186,7 +186,7 @@ def _plain(module: fx.GraphModule) -> fx.GraphModule:
     for node in list(graph.nodes):
         if _is_check(node):
             graph.erase_node(node)
-        elif (same := _same_as(node)) is not None:
+        elif (same := _copied(node) or _same_as(node)) is not None:
             node.replace_all_uses_with(same)
             graph.erase_node(node)
     for node in list(graph.nodes):
@@ -240,6 +240,22 @@ def _same_as(node: fx.Node) -> fx.Node | None:
     name = schema_name(node).removesuffix("_")
     idle = name in _SAME or (name in _DROPOUT and not arguments_of(node)["train"])
     return node.args[0] if idle else None
+
+
+def _copied(node: fx.Node) -> fx.Node | None:
+    """What a write in place gives once nothing is written: torch has no gradient of that call, aten::copy."""
+    if schema_name(node) != "aten::copy":
+        return None
+    place, source = node.args[:2]
+    assert isinstance(place, fx.Node)
+    assert isinstance(source, fx.Node)
+    wanted, given = place.meta["val"], source.meta["val"]
+    with node.graph.inserting_before(node):
+        if given.dtype != wanted.dtype:
+            source = node.graph.call_function(torch.ops.aten.to.dtype, (source, wanted.dtype))
+        if given.shape != wanted.shape:
+            source = node.graph.call_function(torch.ops.aten.expand.default, (source, list(wanted.shape)))
+    return source
 
 
 def _mutates(node: fx.Node) -> bool:

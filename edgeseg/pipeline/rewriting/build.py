@@ -9,14 +9,14 @@ from typing import Any
 
 from edgeseg.backends import Engine
 from edgeseg.console import Console
-from edgeseg.data import Dataset
+from edgeseg.data import Dataset, Reading
 from edgeseg.measure.evaluate import Accuracy
 from edgeseg.measure.latency import Latency
 from edgeseg.pipeline.engines import REWRITTEN, Tried
 from edgeseg.pipeline.rewriting import document
 from edgeseg.pipeline.rewriting.budgets import dense, shape
 from edgeseg.pipeline.rewriting.recovery import recovered
-from edgeseg.pipeline.rewriting.run import checked, shrunk
+from edgeseg.pipeline.rewriting.run import shrunk
 from edgeseg.pipeline.rewriting.students import Student, Work
 from edgeseg.pipeline.rewriting.target import Target, target_of
 from edgeseg.pipeline.rewriting.wish import Wish
@@ -84,12 +84,12 @@ def shrunk_for(
     look: Sequence[Pixels],
     quantize: Quantize,
     *,
+    verdict: Reading | None,
     trust_pickle: bool,
     use_cache: bool,
     console: Console,
 ) -> Shrunk:
     """Rewrite for the fastest of the original's engines, and recover if the wish has minutes for it."""
-    checked(wish)
     target = target_of(
         tried.engines,
         fp32,
@@ -100,7 +100,7 @@ def shrunk_for(
         console,
         use_cache,
     )
-    work, student = shrunk(model, spec, dataset, split, wish, target, trust_pickle, console)
+    work, student = shrunk(model, spec, dataset, split, wish, target, trust_pickle, console, verdict)
     network, recovery = student.network, None
     if wish.minutes > 0:
         network, recovery = recovered(work, network, dataset, split, wish, console)

@@ -57,7 +57,7 @@ def report(
             }
             for change in work.exact
         ],
-        "fit": {"frames": len(work.fit), "held_out": len(work.held), "rescaled": student.rescaled},
+        "fit": {"frames": len(work.fit), "held_out": len(work.held), "variant": student.variant},
         "latency": {
             "backend": engine.backend,
             "precision": engine.precision,

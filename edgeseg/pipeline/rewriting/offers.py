@@ -21,9 +21,11 @@ def opened(network: Network, size: Pair, target: Target) -> tuple[Network, list[
 
 
 def finished(network: Network, size: Pair, target: Target) -> tuple[Network, list[Change]]:
-    """Phases and fused branches, for the convolutions that stayed whole."""
+    """1x1 convolutions of concatenations split; phases and fused branches, for the convolutions that stayed whole."""
     whole = {layer.name for layer in layers(network, size)}  # those in a chain are in it by their paths
-    return _taken(network, size, target, ["phase", "interleave", "branches"], whole, FASTER)
+    network, split = _taken(network, size, target, ["split"], None, FASTER)
+    network, others = _taken(network, size, target, ["phase", "interleave", "branches"], whole, FASTER)
+    return network, split + others
 
 
 def _taken(

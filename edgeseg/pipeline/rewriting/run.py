@@ -13,7 +13,8 @@ from pathlib import Path
 from typing import Any, Literal
 
 from edgeseg.console import Console
-from edgeseg.data import Dataset, load_dataset
+from edgeseg.data import Dataset, Reading, load_dataset
+from edgeseg.distill.distributed import from_first, joined
 from edgeseg.errors import BadInput
 from edgeseg.evaluation import class_names
 from edgeseg.measure.latency import summarize
@@ -25,14 +26,14 @@ from edgeseg.pipeline.rewriting import document
 from edgeseg.pipeline.rewriting.budgets import dense, shape
 from edgeseg.pipeline.rewriting.offers import finished, opened
 from edgeseg.pipeline.rewriting.recovery import recovered
-from edgeseg.pipeline.rewriting.students import Student, Work, prepare, student
+from edgeseg.pipeline.rewriting.students import GRAPH, Student, Work, prepare, student
 from edgeseg.pipeline.rewriting.target import Target, target_of
 from edgeseg.pipeline.rewriting.wish import Budget, Wish
 from edgeseg.rewrite.exact.change import Change
 from edgeseg.rewrite.network import Network
 from edgeseg.rewrite.rules import RULES
 from edgeseg.rewrite.save import places, save
-from edgeseg.spec import spec_for
+from edgeseg.spec import find_spec, spec_for
 from edgeseg.trials.race import race
 from edgeseg.types import ModelSpec, OnnxModel
 
@@ -78,12 +79,12 @@ def rewrite(
     ParityFailed, MissingOnMachine.
     """
     wish = wish or Wish()
-    checked(wish)
+    checked(wish, Path(model))
+    read_spec = spec_for(model, spec)
     if out is not None:
-        places(Path(out))
+        places(Path(out), _inputs(Path(model), read_spec, spec, data))
     console = console or Console()
     effort = Effort()
-    read_spec = spec_for(model, spec)
     dataset = load_dataset(data)
     names = class_names(read_spec, dataset)
     read_spec = replace(read_spec, output=replace(read_spec.output, classes=names))
@@ -120,11 +121,16 @@ def rewrite(
         console,
         use_cache,
     )
-    work, first = shrunk(Path(model), read_spec, dataset, calibration.split.name, wish, target, trust_pickle, console)
+    split = calibration.split.name
+    work, first = shrunk(Path(model), read_spec, dataset, split, wish, target, trust_pickle, console, verdict)
     network, recovery = first.network, None
     graphs = {"original": target.original, "rewritten": target.graph(first.network)}
     if wish.minutes > 0:
-        network, recovery = recovered(work, first.network, dataset, calibration.split.name, wish, console)
+        with joined() as ranks:  # the other processes, if torchrun started any, wait for this
+            from_first((work, first.network, split), ranks)
+            network, recovery = recovered(work, first.network, dataset, split, wish, console)
+        if wish.checkpoint is not None:
+            wish.checkpoint.unlink(missing_ok=True)
         graphs |= {"unrecovered": graphs["rewritten"], "rewritten": target.graph(network)}
     points: dict[str, Student] = {}
     for share in CURVE if curve else ():
@@ -164,8 +170,18 @@ def rewrite(
     return Rewritten(network, files, report)
 
 
-def checked(wish: Wish) -> None:
-    """Raises BadInput for a rule that there is not."""
+def _inputs(model: Path, read: ModelSpec, spec: str | Path | None, data: str | Path) -> list[Path]:
+    """The files that a run reads, as far as their names are known: what it writes must not stand in their places."""
+    made_by = (read.factory or "").partition(":")[0].replace(".", "/")
+    beside = find_spec(model)
+    found = [model, Path(data), model.parent / f"{made_by}.py"] + ([beside] if beside else [])
+    return found + ([Path(spec)] if spec is not None else [])
+
+
+def checked(wish: Wish, model: Path) -> None:
+    """Raises BadInput for a rule that there is not, and for what is named as a graph: before anything is computed."""
+    if model.suffix.lower() == ".onnx":
+        raise BadInput(f"{model} {GRAPH}")
     unknown = [rule for rule in wish.rules if rule not in RULES]
     if unknown:
         raise BadInput(f"there is no rule '{unknown[0]}'; there are: {', '.join(RULES)}")
@@ -180,19 +196,31 @@ def shrunk(
     target: Target | None,
     trust_pickle: bool,
     console: Console,
+    verdict: Reading | None = None,
 ) -> tuple[Work, Student]:
     """The network rewritten within the budget; one in milliseconds holds for the whole network as measured.
 
-    Without a target nothing is timed.
+    Without a target nothing is timed. Nothing is learned from the frames of the `verdict`.
     """
     size = spec.input.size
+    judged = frozenset(verdict.indices if verdict is not None and verdict.split.name == split else ())
     extra: list[Change] = []
     times = target.times if target is not None and wish.timed else None
 
     def open_up(network: Network) -> tuple[Network, list[Change]]:
         return opened(network, size, target) if target is not None and wish.timed else (network, [])
 
-    work = prepare(model, spec, dataset, split, wish, open_up=open_up, trust_pickle=trust_pickle, console=console)
+    work = prepare(
+        model,
+        spec,
+        dataset,
+        split,
+        wish,
+        open_up=open_up,
+        judged=judged,
+        trust_pickle=trust_pickle,
+        console=console,
+    )
     if target is None or not wish.budget.in_time:
         found = student(work, wish.budget, wish, times=times, console=console)
     else:

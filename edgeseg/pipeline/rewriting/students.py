@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
 from dataclasses import dataclass
+from math import inf
 from pathlib import Path
 from typing import overload
 
@@ -20,16 +21,22 @@ from edgeseg.export.reference import torch_input, torch_logits, torch_mask
 from edgeseg.measure.confusion import confusion, scores
 from edgeseg.pipeline.frames import prepared
 from edgeseg.pipeline.rewriting.budgets import Chosen, Times, Whole, within
+from edgeseg.pipeline.rewriting.outputs import only_scores
 from edgeseg.pipeline.rewriting.wish import Budget, Wish
-from edgeseg.rewrite.exact import exact
+from edgeseg.rewrite.exact import OFFERED, exact
 from edgeseg.rewrite.exact.change import Change
 from edgeseg.rewrite.network import Network, capture, layers, macs_of, parameters_of, refusal, tidy
 from edgeseg.rewrite.plan import Plan, plan
+from edgeseg.rewrite.refine import refined
 from edgeseg.rewrite.rules import RULES
 from edgeseg.rewrite.sequential import rescaled, rewritten
 from edgeseg.rewrite.values import Layer
 from edgeseg.types import Mask, ModelSpec, Pixels
 
+GRAPH = (
+    "is an ONNX graph, and rewriting needs the network: give the state dict, TorchScript or .pt2 that it was exported "
+    "from"
+)
 HELD = 16  # frames, of the same split, to decide between variants by
 STEPS = 12  # of optimisation, where a layer is replaced for good
 LOOK_STEPS = 0  # where options are only compared
@@ -70,7 +77,7 @@ class Work:
     whole: Whole  # of the original
     fit: Images
     held: Images
-    held_indices: frozenset[int]  # of their frames in the split
+    held_indices: frozenset[int]  # frames of the split that nothing may learn from: those, and those of the verdict
     masks: tuple[Mask, ...]  # of the teacher, for the frames held out
     notes: tuple[str, ...]
 
@@ -83,7 +90,7 @@ class Student:
     chosen: Chosen
     unexplained: Mapping[str, float]
     agreement: float  # mean over classes of the IoU of both decisions
-    rescaled: bool
+    variant: str  # "fitted", "rescaled" or "refined": the nearest
     exact: tuple[Change, ...]  # what could be done to it once more, exactly
 
 
@@ -95,22 +102,23 @@ def prepare(
     wish: Wish,
     *,
     open_up: Callable[[Network], tuple[Network, list[Change]]] | None = None,
+    judged: Collection[int] = (),
     trust_pickle: bool,
     console: Console,
 ) -> Work:
     """Load, capture, rewrite exactly, and find out what every option of every layer would do.
 
-    `open_up`: more exact rewrites, which the approximate rules can build on.
+    `open_up`: more exact rewrites, which the approximate rules can build on. `judged`: frames of the split that the
+    verdict is about, which are left out of everything here.
     """
     with console.step("capture") as step:
         source = intake.load(model, spec, trust_pickle=trust_pickle)
         if isinstance(source, intake.Onnx):
-            raise BadInput(
-                f"{model} is an ONNX graph, and rewriting needs the network: give the state dict, TorchScript or .pt2 "
-                "that it was exported from"
-            )
+            raise BadInput(f"{model} {GRAPH}")
         captured = capture(source, spec.input.size)
         notes = list(captured.notes)
+        if only_scores(captured.network, spec.output.index):
+            notes.append("outputs other than the scores are not deployed, and what leads to them alone is left out")
         step.note = f"{source.form}; {macs_of(captured.network, spec.input.size) / 1e6:.1f} M operations"
     whole = Whole(macs_of(captured.network, spec.input.size), parameters_of(captured.network))
     teacher = captured.network
@@ -121,7 +129,7 @@ def prepare(
             changes += more
         tidy(teacher)
         step.note = f"{len(changes)} rewrites, {macs_of(teacher, spec.input.size) / 1e6:.1f} M operations left"
-    fit, held, held_indices = _frames(dataset, split, spec, wish.samples)
+    fit, held, held_indices = _frames(dataset, split, spec, wish.samples, judged)
     found = layers(teacher, spec.input.size)
     refused = {layer.name: why for layer in found if (why := refusal(_conv(teacher, layer.name))) is not None}
     rewritable = tuple(layer for layer in found if layer.name not in refused)
@@ -130,7 +138,7 @@ def prepare(
             teacher,
             rewritable,
             fit,
-            lambda network, image: _scores(network, image, spec),
+            lambda network, image: _logits(network, image, spec),
             rules=wish.rules or tuple(RULES),
             align=wish.align,
             steps=LOOK_STEPS,
@@ -179,25 +187,33 @@ def student(work: Work, budget: Budget, wish: Wish, *, times: Times | None, cons
             on_layer=on_layer,
         )
         taken = [layer for layer in work.layers if layer.name in chosen.choices]
-        other = rescaled(work.teacher, small, taken, work.fit, seed=wish.seed)
-        plain, scaled = nearness(work, small), nearness(work, other)
-        best = scaled > plain
-        network = other if best else small
+        variants = {"fitted": small, "rescaled": rescaled(work.teacher, small, taken, work.fit, seed=wish.seed)}
+        near = {name: nearness(work, network) for name, network in variants.items()}
+        if wish.refine:
+            first = variants[max(near, key=lambda name: near[name])]
+            importance = work.plan.importance
+            variants["refined"] = refined(work.teacher, first, taken, work.fit, importance=importance, seed=wish.seed)
+            near["refined"] = nearness(work, variants["refined"])
+        best = max(near, key=lambda name: near[name])
+        network = variants[best]
         again = exact(network, work.spec.input.size)
+        if times is None:
+            again += OFFERED["split"](network, work.spec.input.size)
         tidy(network)
         step.note = (
-            f"{100 * max(plain, scaled):.2f} % mean IoU with the original's decisions on {len(work.held)} frames"
+            f"{100 * near[best]:.2f} % mean IoU with the original's decisions on {len(work.held)} frames ({best})"
         )
-    return Student(network, chosen, unexplained, max(plain, scaled), best, tuple(again))
+    return Student(network, chosen, unexplained, near[best], best, tuple(again))
 
 
 def nearness(work: Work, network: Network) -> float:
     """How near its decisions are to the original's on the frames held out: mean IoU over classes, 0 to 1."""
-    classes = max(2, len(work.spec.output.classes), 1 + max(int(mask.max()) for mask in work.masks))
-    total = np.zeros((classes, classes), np.int64)
     with torch.no_grad():
-        for image, mask in zip(work.held, work.masks, strict=True):
-            total += confusion(_mask(network, image, work.spec), mask, classes)
+        given = [_mask(network, image, work.spec) for image in work.held]
+    classes = max(2, len(work.spec.output.classes), *(1 + int(mask.max()) for mask in (*work.masks, *given)))
+    total = np.zeros((classes, classes), np.int64)
+    for mine, mask in zip(given, work.masks, strict=True):
+        total += confusion(mine, mask, classes)
     return scores(total, [str(k) for k in range(classes)]).miou
 
 
@@ -207,20 +223,26 @@ def _conv(network: Network, name: str) -> nn.Conv2d:
     return module
 
 
-def _frames(dataset: Dataset, split: str, spec: ModelSpec, samples: int) -> tuple[Images, Images, frozenset[int]]:
-    """Frames spread over the split: to fit to, and others held out."""
+def _frames(
+    dataset: Dataset, split: str, spec: ModelSpec, samples: int, judged: Collection[int]
+) -> tuple[Images, Images, frozenset[int]]:
+    """Frames spread over the split: to fit to, and others held out; and all that nothing may learn from."""
     chosen = dataset.split(split)
-    count = min(len(chosen), samples + HELD)
+    left = [index for index in range(len(chosen)) if index not in judged]
+    count = min(len(left), samples + HELD)
     if count < 4:
-        raise DatasetError(f"rewriting needs at least 4 frames; '{split}' has {len(chosen)}")
-    indices = pick(len(chosen), count)
+        spared = f", {len(judged)} of them for the verdict" if judged else ""
+        raise DatasetError(f"rewriting needs at least 4 frames; '{split}' has {len(chosen)}{spared}")
+    indices = [left[k] for k in pick(len(left), count)]
     every = max(2, round(count / min(HELD, count // 4)))
     held = indices[every - 1 :: every]
+    if count - len(held) > samples:  # no more to fit to than was asked for
+        held = [indices[k] for k in pick(count, count - samples)]
     fit = [index for index in indices if index not in set(held)]
     return (
         Images(_all(read(chosen, fit, color=spec.input.frame, labels=False), spec), spec),
         Images(_all(read(chosen, held, color=spec.input.frame, labels=False), spec), spec),
-        frozenset(held),
+        frozenset((*held, *judged)),
     )
 
 
@@ -234,6 +256,16 @@ def _scores(network: Network, image: Tensor, spec: ModelSpec) -> Tensor:
         raise ModelError("the network returns a class map; rewriting needs its scores: leave the ArgMax to edgeseg")
     logits: Tensor = found if found.dim() == 4 else found.unsqueeze(1)
     return logits
+
+
+def _logits(network: Network, image: Tensor, spec: ModelSpec) -> Tensor:
+    """The scores as what a softmax, or of one channel a sigmoid, makes the network's probabilities of."""
+    found = _scores(network, image, spec)
+    if not bool((found < inf).all()):  # minus infinity is how a class is ruled out
+        raise ModelError("the network's scores are not finite on a frame: see that its weights are, and input.scale")
+    if spec.output.activation != "probabilities":
+        return found
+    return found.logit(1e-6) if found.shape[1] == 1 else found.clamp_min(1e-6).log()
 
 
 def _mask(network: Network, image: Tensor, spec: ModelSpec) -> Mask:

@@ -54,13 +54,16 @@ class Wish:
     align: int = 8  # ranks are multiples of it
     samples: int = SAMPLES
     seed: int = 0
+    refine: bool = False  # tune each layer's chain behind its non-linearity too, and keep that if it is better
     timed: bool = True  # whether layers that are not faster on the target are put back
     bytes_each: int = 4  # of a weight in the precision to be deployed
     checkpoint: Path | None = None  # of the recovery
 
     def __post_init__(self) -> None:
-        if self.align < 1 or self.samples < 4 or not self.minutes >= 0:
+        if self.align < 1 or self.samples < 4 or not 0 <= self.minutes < float("inf"):
             raise BadInput("align is 1 or more, samples 4 or more, minutes of recovery 0 or more")
+        if self.labels and not self.minutes:
+            raise BadInput("labels are for the recovery: say --distill MINUTES too, or leave --labels away")
         if self.budget.in_time and not self.timed:
             raise BadInput("a budget in time needs layers to be timed; untimed goes with a share of the operations")
 
@@ -80,10 +83,13 @@ def wish_of(words: dict[str, Any], *, precision: str, out: Path | None = None) -
     if len(budgets) > 1:
         raise BadInput(f"one budget, please: {' and '.join(option for option, _ in budgets)} came")
     rules, minutes, samples = words.pop("rules"), words.pop("minutes"), words.pop("samples")
-    rest = {name: words.pop(name) for name in ("labels", "align", "seed", "untimed")}
+    rest = {name: words.pop(name) for name in ("labels", "align", "seed", "untimed", "refine")}
+    if rules is not None and not rules:
+        raise BadInput("no rule was named: say all, or names of rules")
     if not rules:
-        if budgets or minutes or rest["labels"] or rest["untimed"]:
-            asked = budgets[0][0] if budgets else "--distill" if minutes else "--labels or --untimed"
+        flags = [f"--{name}" for name in ("labels", "untimed", "refine") if rest[name]]
+        if budgets or minutes or flags:
+            asked = budgets[0][0] if budgets else "--distill" if minutes else flags[0]
             raise BadInput(f"{asked} is about rewriting: say --rewrite all too, or names of rules")
         return None
     return Wish(
@@ -94,6 +100,7 @@ def wish_of(words: dict[str, Any], *, precision: str, out: Path | None = None) -
         align=rest["align"],
         samples=max(4, samples or SAMPLES),
         seed=rest["seed"],
+        refine=rest["refine"],
         timed=not rest["untimed"],
         bytes_each=1 if precision == "int8" else 2 if precision == "fp16" else 4,
         checkpoint=out.with_suffix(".recovery") if out is not None and minutes else None,

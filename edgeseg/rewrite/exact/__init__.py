@@ -29,6 +29,7 @@ OFFERED: Mapping[str, Apply] = MappingProxyType(
         "interleave": phase.interleave,
         "transposed": transposed.apply,
         "branches": branches.apply,
+        "split": pointwise.split,
     }
 )
 

@@ -10,6 +10,7 @@ from __future__ import annotations
 
 from collections.abc import Container
 from copy import deepcopy
+from math import prod
 
 import torch
 from torch import fx, nn
@@ -46,13 +47,23 @@ RULE = "pointwise"
 
 def apply(network: Network, size: Pair, only: Container[str] | None = None) -> list[Change]:
     """Moves all 1x1 convolutions that then cost less, in place; `only`: names of modules."""
+    return _all(network, size, only, chains=False)
+
+
+def split(network: Network, size: Pair, only: Container[str] | None = None) -> list[Change]:
+    """The same, and chains that begin with a 1x1 convolution of a concatenation are split too: an addition more, which
+    not every runtime does for nothing."""
+    return _all(network, size, only, chains=True)
+
+
+def _all(network: Network, size: Pair, only: Container[str] | None, *, chains: bool) -> list[Change]:
     changes: list[Change] = []
     propagate(network, size)
     while True:
         for node in list(network.graph.nodes):
             if node.op != "call_module" or (only is not None and str(node.target) not in only):
                 continue
-            change = _move(network, node) or _split(network, node)
+            change = _move(network, node) or _split(network, node, chains)
             if change is not None:
                 changes.append(change)
                 break
@@ -60,6 +71,25 @@ def apply(network: Network, size: Pair, only: Container[str] | None = None) -> l
             return changes
         tidy(network)
         propagate(network, size)
+
+
+def below(network: Network, size: Pair) -> dict[str, tuple[float, int]]:
+    """For each module called once: what share of the operations of a 1x1 convolution of its input goes, if that
+    convolution is moved before the up-sampling or split, and how many outputs it may have for that."""
+    propagate(network, size)
+    found: dict[str, tuple[float, int]] = {}
+    for node in network.graph.nodes:
+        if node.op != "call_module" or len(calls(network, node)) != 1 or len(node.all_input_nodes) != 1:
+            continue
+        above = source(node)
+        parts = parts_of_cat(above) or [above]
+        small = [part for part in parts if name_of(part) in AVERAGING and len(part.users) == 1 and _grows(part)]
+        if not small or len(above.users) != 1:
+            continue
+        saved = sum(shape(part)[1] * (1 - prod(plane(source(part))) / prod(plane(part))) for part in small)
+        most = min(shape(part)[1] for part in small) if len(parts) > 1 else 1 << 30
+        found[str(node.target)] = (saved / shape(above)[1], most)
+    return found
 
 
 def _move(network: Network, node: fx.Node) -> Change | None:
@@ -87,10 +117,11 @@ def _move(network: Network, node: fx.Node) -> Change | None:
     return Change(RULE, (name,), says, before, macs(network, [conv]))
 
 
-def _split(network: Network, node: fx.Node) -> Change | None:
+def _split(network: Network, node: fx.Node, chains: bool) -> Change | None:
     """W cat(up(a), b) = up(Wa a) + Wb b, if that also up-samples no more channels than before."""
     conv = _first(network, node)
-    if conv is None or conv.groups != 1 or not isinstance(network.get_submodule(str(node.target)), nn.Conv2d):
+    chain = isinstance(network.get_submodule(str(node.target)), nn.Sequential)
+    if conv is None or conv.groups != 1 or (chain and not chains):
         return None
     cat = source(node)
     parts = parts_of_cat(cat)
@@ -103,6 +134,7 @@ def _split(network: Network, node: fx.Node) -> Change | None:
     ]
     if not small or conv.out_channels > min(shape(part)[1] for part in small) or len(small) == len(parts) == 1:
         return None
+    _pull_out_first(network, node)
     graph, name, before = network.graph, str(node.target), macs(network, [node])
     weights = torch.split(conv.weight.detach().double(), [shape(part)[1] for part in parts], 1)
     rest = [(part, weight) for part, weight in zip(parts, weights, strict=True) if part not in small]
