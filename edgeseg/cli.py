@@ -237,6 +237,10 @@ def rewrite(
     click.echo(rewrite_table(done.report))
     click.echo("\nwrote " + ", ".join(str(path) for path in done.files))
     _write_json(done.report, json_path)
+    before, after = (done.report["latency"][when]["p50"] for when in ("before", "after"))
+    if before is not None and after is not None and after >= before:
+        click.echo(f"edgeseg: the rewritten network is not faster here: {before:.2f} → {after:.2f} ms", err=True)
+        sys.exit(1)
 
 
 @main.command("eval")

@@ -26,9 +26,11 @@ from edgeseg.pipeline.rewriting.wish import Budget, Wish
 from edgeseg.report.html import write_report
 from edgeseg.report.rewriting import rewrite_table
 from edgeseg.rewrite.network import macs_of, parameters_of
+from edgeseg.rewrite.save import MARK
 from edgeseg.spec import spec_for
 from edgeseg.types import Torch
 from tests import rewriting
+from tests.quantize import making
 
 KEYS = {
     *("schema", "name", "size", "rules", "budget", "macs", "parameters", "layers", "exact", "fit", "latency"),
@@ -233,6 +235,21 @@ def test_refusals(place: Path, options: dict[str, Any], message: str) -> None:
         options = {"data": rewriting.pictures(place / "one", 1)}
     with pytest.raises(BadInput, match=message):
         started(place, **options)
+
+
+@pytest.mark.parametrize("name", ["net.pt2", "net.pt", "dataset.pt2", "other.pt2", "made.pt2"])
+def test_what_is_read_is_not_overwritten(name: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The network, its spec, another spec, the data set and the factory, also by what stands beside the result."""
+    monkeypatch.setattr(module, "ingest", lambda *_, **__: pytest.fail("it was exported first"))
+    rewriting.street(tmp_path)
+    spec = tmp_path / "other.toml"
+    rewriting.network(tmp_path, toml=making.PLAIN_SPEC)
+    spec.write_text(f'factory = "made:network"\n{making.PLAIN_SPEC}', encoding="utf-8")
+    (tmp_path / "made.py").write_text(f'"""{MARK}."""\n', encoding="utf-8")
+    before = {path: path.read_bytes() for path in tmp_path.iterdir()}
+    with pytest.raises(BadInput, match="is read by this run, and it is not overwritten"):
+        rewrite(tmp_path / "net.pt2", data=tmp_path / "dataset.toml", spec=spec, out=tmp_path / name)
+    assert {path: path.read_bytes() for path in tmp_path.iterdir()} == before
 
 
 def test_a_graph_is_refused_before_anything_is_computed(street: Path, monkeypatch: pytest.MonkeyPatch) -> None:

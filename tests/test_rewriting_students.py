@@ -138,8 +138,13 @@ def test_labels_that_there_are_not(place: Path, work: Work) -> None:
 def test_samples_are_a_limit(place: Path) -> None:
     dataset = load_dataset(rewriting.pictures(place / "many", 40))
     fit, held, _ = students._frames(dataset, "all", rewriting.SPEC, 4, ())
-    assert len(fit) + len(held) == 4 + students.HELD
-    assert len(held) <= students.HELD
+    assert len(fit) == 4
+    assert len(held) == students.HELD
+    assert not set(pixels(fit)) & set(pixels(held))
+    for samples in (8, 12, 20):
+        fit, held, _ = students._frames(dataset, "all", rewriting.SPEC, samples, ())
+        assert len(fit) <= samples
+        assert len(held) <= students.HELD
 
 
 def test_too_few_frames(place: Path) -> None:
@@ -165,6 +170,14 @@ def test_a_class_map_is_refused_with_advice(place: Path) -> None:
     path = rewriting.network(place / "decided", models.seeded(Decided))
     with pytest.raises(ModelError, match="leave the ArgMax to edgeseg"):
         prepared(place, model=path)
+
+
+def test_scores_that_are_no_numbers_are_refused(place: Path, tmp_path: Path) -> None:
+    made = models.seeded(rewriting.Street)
+    with torch.no_grad():
+        made.get_parameter("deep.0.weight")[0, 0, 0, 0] = torch.nan
+    with pytest.raises(ModelError, match="scores are not finite on a frame"):
+        prepared(place, model=rewriting.network(tmp_path, made))
 
 
 @pytest.mark.parametrize("share", [0.3, 0.6])

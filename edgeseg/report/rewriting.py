@@ -174,9 +174,10 @@ def _totals(document: Mapping[str, Any]) -> list[tuple[str, str, str, str]]:
 def _remarks(document: Mapping[str, Any]) -> list[str]:
     lines = []
     if recovery := document["recovery"]:
-        kept = "kept" if recovery["kept"] else "no better, and not kept"
+        kept = "kept" if recovery["kept"] == "after" else "no better, and not kept"
+        early = ", interrupted" if recovery["stopped"] == "interrupted" else ""
         lines.append(
-            f"recovery: {recovery['steps']} steps in {recovery['minutes']:.1f} min, "
+            f"recovery: {recovery['steps']} steps in {recovery['seconds'] / 60:.1f} min{early}, "
             f"{number(recovery['before'], 2, 100)} to {number(recovery['after'], 2, 100)} %, {kept}"
         )
     lines += [f"note: {text}" for text in document.get("notes", ())]

@@ -15,6 +15,9 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
+LARGE = 1000  # of D
+BLOCKS = 4  # a side: so many columns of blocks
+
 
 @dataclass(frozen=True, slots=True)
 class Moments:
@@ -37,7 +40,10 @@ class Moments:
 
     def residual(self, effective: Tensor) -> Tensor:
         """Variance of each output (Co) that the kernel (Co, D), with its best bias, leaves unexplained."""
-        left = self.power - 2 * (effective * self.cross).sum(1) + ((effective @ self.gram) * effective).sum(1)
+        # Of large matrices the product is taken in float32: its error is far below what is asked for, and it is slow.
+        kind = torch.float32 if len(self.gram) > LARGE else torch.float64
+        seen = (effective.to(kind) @ self.gram.to(kind)).double()
+        left = self.power - 2 * (effective * self.cross).sum(1) + (seen * effective).sum(1)
         return left.clamp_min(0.0)
 
     def unexplained(self, effective: Tensor) -> float:
@@ -100,7 +106,7 @@ class Summing:
         self._rows += len(x)
         self._sum_x += x.sum(0)
         self._sum_y += y.sum(0)
-        self._gram += x.T @ x
+        _add_gram(self._gram, x)
         self._cross += y.T @ x
         self._power += y.square().sum(0)
 
@@ -116,3 +122,19 @@ class Summing:
             self._cross / self._rows - torch.outer(shift_y, shift_x),
             self._power / self._rows - shift_y.square(),
         )
+
+
+def _add_gram(gram: Tensor, x: Tensor) -> None:
+    """gram += x^T x, of which for large matrices only the upper blocks are computed."""
+    if len(gram) <= LARGE:
+        gram += x.T @ x
+        return
+    width = -(-len(gram) // BLOCKS)
+    starts = range(0, len(gram), width)
+    for first in starts:
+        for second in starts[first // width :]:
+            rows, columns = slice(first, first + width), slice(second, second + width)
+            part = x[:, rows].T @ x[:, columns]
+            gram[rows, columns] += part
+            if first != second:
+                gram[columns, rows] += part.T

@@ -9,7 +9,7 @@ from math import prod
 from torch import Tensor, nn
 
 from edgeseg.rewrite.exact.pointwise import below
-from edgeseg.rewrite.fisher import Scores, damage, importance
+from edgeseg.rewrite.fisher import Scores, importance
 from edgeseg.rewrite.network import Network
 from edgeseg.rewrite.observe import moments_of
 from edgeseg.rewrite.rules import RULES
@@ -74,12 +74,13 @@ def plan(
                     found = fitted(choice, layer.conv, fit, module.weight, steps, weights[layer.name])
                     times = layer.positions / _positions(layer)
                     spared = _spared(choice, layer, *moved.get(layer.name, (0.0, 0)))
+                    left = held.residual(found.effective)
                     options.append(
                         Option(
                             layer,
                             choice,
-                            damage(held, found.effective, weights[layer.name]),
-                            held.unexplained(found.effective),
+                            float((left * weights[layer.name]).sum()),
+                            float(left.sum() / held.power.sum().clamp_min(1e-30)),
                             round((macs(choice.pieces, layer.size) - spared) * times),
                             parameters(choice.pieces),
                         )

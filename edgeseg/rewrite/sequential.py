@@ -21,6 +21,8 @@ from edgeseg.rewrite.rules import RULES
 from edgeseg.rewrite.values import Choice, Conv, Fitted, Layer
 from edgeseg.rewrite.walk import IN_MEMORY, Store, walk
 
+Targets = Mapping[str, Sequence[Tensor]]  # by layer: for each frame the outputs (n, Co) of the original
+
 
 def fitted(
     choice: Choice, conv: Conv, moments: Moments, weight: Tensor, steps: int, importance: Tensor | None = None
@@ -47,10 +49,12 @@ def rewritten(
     importance: Mapping[str, Tensor],
     seed: int = 0,
     limit: int = IN_MEMORY,
+    wanted: Targets | None = None,
     on_layer: Callable[[str, float], object] | None = None,
 ) -> Network:
     """A copy of the network in which each layer of `choices` is what was chosen for it.
 
+    `wanted`: what `outputs_at` gives for these layers and frames, where it is known already.
     `frames`: float32 (1, 3, H, W), from which nothing but the networks' own outputs is learned. `on_layer(name, u)`:
     told of each layer when it is done, with the share of its targets' variance that is left unexplained.
     """
@@ -58,7 +62,7 @@ def rewritten(
     chosen = [layer for layer in layers if layer.name in choices]
     convs = {layer.name: layer.conv for layer in chosen}
     with Store(limit) as store:
-        wanted = outputs_at(teacher, chosen, frames, store.keep, seed)
+        wanted = wanted or outputs_at(teacher, chosen, frames, store.keep, seed)
         for name, inputs in walk(student, list(convs), frames, limit=limit):
             conv, module = convs[name], student.get_submodule(name)
             assert isinstance(module, nn.Conv2d)
@@ -83,17 +87,18 @@ def rescaled(
     *,
     seed: int = 0,
     limit: int = IN_MEMORY,
+    wanted: Targets | None = None,
 ) -> Network:
     """A copy of the student whose rewritten layers give each channel the mean and the variance that it has in the
     teacher: what re-estimating batch norms does. Least squares shrinks variances, layer after layer."""
     corrected = copy.deepcopy(student)
     with Store(limit) as store:
-        wanted = outputs_at(teacher, layers, frames, store.keep, seed)
+        wanted = wanted or outputs_at(teacher, layers, frames, store.keep, seed)
         for name, inputs in walk(corrected, [layer.name for layer in layers], frames, limit=limit):
             module = corrected.get_submodule(name)
             maps = (module(x) for x in inputs)
             got = torch.cat([targets(y, positions(name, k, _size(y), seed=seed)) for k, y in enumerate(maps)])
-            want = torch.cat(wanted[name])
+            want = torch.cat(list(wanted[name]))
             scale = (want.std(0) / got.std(0).clamp_min(1e-6)).clamp(0.5, 2.0)
             last = module[-1] if isinstance(module, nn.Sequential) else module
             assert isinstance(last, nn.Conv2d)

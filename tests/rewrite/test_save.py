@@ -209,6 +209,15 @@ def test_a_factory_of_somebody_else_is_not_overwritten(tmp_path: Path) -> None:
     assert [path.name for path in tmp_path.iterdir()] == ["small.py"]
 
 
+@pytest.mark.parametrize("name", ["small.pt2", "small.pt", "small.py", "small.toml"])
+def test_what_a_run_reads_is_not_overwritten(name: str, tmp_path: Path) -> None:
+    (tmp_path / "other").mkdir()
+    (tmp_path / name).write_text(MARK, encoding="utf-8")
+    places(tmp_path / "small.pt2", [tmp_path / "another.pt2"])
+    with pytest.raises(BadInput, match=rf"{name} is read by this run, and it is not overwritten"):
+        places(tmp_path / "small.pt2", [tmp_path / "other" / ".." / name])
+
+
 @pytest.mark.parametrize("name", ["small", "small.onnx", "small.py"])
 def test_another_suffix_is_refused(name: str, tmp_path: Path) -> None:
     with pytest.raises(BadInput, match=r"NAME\.pt2"):

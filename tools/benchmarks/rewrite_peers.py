@@ -38,6 +38,7 @@ AGAIN = 25  # Taylor: gradients are taken anew every so many steps
 GRADIENTS = 16  # and from so many frames
 TOGETHER = 16  # frames in a batch that re-estimates norms
 MET = 1.01  # times the budget
+FEW = 4  # inputs: those of an image. To decompose them saves next to nothing and costs much, so nobody does
 
 
 @dataclass(slots=True)
@@ -158,7 +159,7 @@ def done(start: Start, made: Made, network: Network, clock: Clock) -> Made:
 
 
 def separable(start: Start, shares: Sequence[float]) -> Iterator[Made]:
-    """Every k x k convolution depthwise and pointwise, by the best rank-1 approximation of each channel's kernels."""
+    """Every k x k convolution but the image's depthwise and pointwise: each channel's kernels by their best of rank 1."""
     clock = Clock()
     network = replaced(start.captured, start.size, _separated)
     yield done(start, Made("depthwise separable, SVD", None), network, clock)
@@ -166,6 +167,8 @@ def separable(start: Start, shares: Sequence[float]) -> Iterator[Made]:
 
 def _separated(layer: Layer, weight: Tensor) -> Chain | None:
     conv = layer.conv
+    if conv.inputs <= FEW:
+        return None
     left, values, right = torch.linalg.svd(weight.double().flatten(2).transpose(0, 1), full_matrices=False)
     filters = right[:, 0].reshape(conv.inputs, 1, *conv.kernel)
     mixed = (left[:, :, 0] * values[:, :1]).T.reshape(conv.outputs, conv.inputs, 1, 1)
@@ -244,8 +247,8 @@ def _tucker_macs(layer: Layer, fraction: float) -> float:
 
 
 def _ranks(conv: Conv, fraction: float) -> Pair:
-    """(outer, inner). The few channels of an image are not decomposed: it would save nothing."""
-    inner = conv.inputs if conv.inputs <= 4 else max(1, round(fraction * conv.inputs))
+    """(outer, inner)."""
+    inner = conv.inputs if conv.inputs <= FEW else max(1, round(fraction * conv.inputs))
     return max(1, round(fraction * conv.outputs)), inner
 
 

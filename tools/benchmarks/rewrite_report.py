@@ -178,7 +178,7 @@ def _fairness(document: dict[str, Any]) -> Iterator[str]:
         "the cross entropy with the original's decisions, and not normalised by group, which did better here"
     )
     yield "* Tucker-2: every k x k convolution, ranks one fraction of its channels, the largest within the budget"
-    yield "* depthwise separable: every k x k convolution; it has one share"
+    yield "* depthwise separable: every k x k convolution but the one on the image; it has one share"
 
 
 def _ways(tries: int) -> str:

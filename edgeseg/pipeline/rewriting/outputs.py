@@ -30,7 +30,8 @@ def only_scores(network: Network, index: int | str) -> bool:
     lists and tuples.
     """
     (node,) = (node for node in network.graph.nodes if node.op == "output")
-    returned = fx.node.map_aggregate(node.args[0], lambda part: _Leaf(part) if isinstance(part, fx.Node) else part)
+    mapped: Any = fx.node.map_aggregate  # typed for what a graph may hold, which a leaf is not
+    returned = mapped(node.args[0], lambda part: _Leaf(part) if isinstance(part, fx.Node) else part)
     try:
         wanted, _ = pick(returned, index)
         fewer = _only(returned, wanted)
@@ -39,7 +40,7 @@ def only_scores(network: Network, index: int | str) -> bool:
         return False
     if found is not wanted or _leaves(fewer) == _leaves(returned):
         return False
-    node.args = (fx.node.map_aggregate(fewer, lambda part: part.node if isinstance(part, _Leaf) else part),)
+    node.args = (mapped(fewer, lambda part: part.node if isinstance(part, _Leaf) else part),)
     tidy(network)
     return True
 

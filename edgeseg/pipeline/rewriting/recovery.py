@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+from collections.abc import Mapping
 from typing import Any
 
 from edgeseg import distill
@@ -57,8 +58,17 @@ def recovered(
         step.note = _summary(found, len(frames))
     for note in found.notes:
         console.say(f"           note: {note}")
+    if found.stopped == "interrupted" and wish.checkpoint is not None:
+        console.say(f"           interrupted: the same command goes on from {wish.checkpoint}")
     assert isinstance(found.student, Network)
     return found.student, _row(found, wish, len(frames), labels is not None)
+
+
+def forget(wish: Wish, recovery: Mapping[str, Any] | None) -> None:
+    """When what was learned has been written: remove the file of a run that came to its end. From one that was
+    interrupted the same command goes on."""
+    if wish.checkpoint is not None and recovery is not None and recovery["stopped"] != "interrupted":
+        wish.checkpoint.unlink(missing_ok=True)
 
 
 def _learning(dataset: Dataset, split: str, work: Work, *, labels: bool) -> tuple[list[Pixels], list[Mask] | None]:

@@ -25,7 +25,7 @@ from edgeseg.pipeline.ingest import ingest
 from edgeseg.pipeline.rewriting import document
 from edgeseg.pipeline.rewriting.budgets import dense, shape
 from edgeseg.pipeline.rewriting.offers import finished, opened
-from edgeseg.pipeline.rewriting.recovery import recovered
+from edgeseg.pipeline.rewriting.recovery import forget, recovered
 from edgeseg.pipeline.rewriting.students import GRAPH, Student, Work, prepare, student
 from edgeseg.pipeline.rewriting.target import Target, target_of
 from edgeseg.pipeline.rewriting.wish import Budget, Wish
@@ -129,8 +129,6 @@ def rewrite(
         with joined() as ranks:  # the other processes, if torchrun started any, wait for this
             from_first((work, first.network, split), ranks)
             network, recovery = recovered(work, first.network, dataset, split, wish, console)
-        if wish.checkpoint is not None:
-            wish.checkpoint.unlink(missing_ok=True)
         graphs |= {"unrecovered": graphs["rewritten"], "rewritten": target.graph(network)}
     points: dict[str, Student] = {}
     for share in CURVE if curve else ():
@@ -167,6 +165,7 @@ def rewrite(
         seconds=console.seconds,
     )
     files = save(network, read_spec, Path(out)) if out is not None else ()
+    forget(wish, recovery)
     return Rewritten(network, files, report)
 
 
@@ -238,13 +237,18 @@ def _in_time(work: Work, wish: Wish, target: Target, console: Console) -> tuple[
     (now,) = target.together([target.original])
     work = replace(work, whole=replace(work.whole, ms=now))
     limit = wish.budget.value if wish.budget.kind == "ms" else now / wish.budget.value
-    allowed, tries = limit, 0
-    while True:
-        found = student(work, Budget("ms", allowed), wish, times=target.times, console=console)
+    allowed = limit
+    found = student(work, Budget("ms", allowed), wish, times=target.times, console=console)
+    for left in reversed(range(TRIES)):
         before, after = target.together([target.original, target.graph(found.network)])
         now_after = after * now / before  # the machine may have become faster or slower meanwhile
         console.say(f"           measured whole: {before:.2f} → {after:.2f} ms, {limit * before / now:.2f} are allowed")
-        tries += 1
-        if now_after <= OVER * limit or tries == TRIES:
-            return found, work
+        if now_after <= OVER * limit or left == 0:
+            break
         allowed *= limit / now_after
+        try:
+            found = student(work, Budget("ms", allowed), wish, times=target.times, console=console)
+        except BadInput:  # nothing is faster still: what there is, is what can be had
+            console.say(f"           {now_after:.2f} ms is the least that these rules reach")
+            break
+    return found, work

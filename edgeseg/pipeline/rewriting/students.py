@@ -26,11 +26,13 @@ from edgeseg.pipeline.rewriting.wish import Budget, Wish
 from edgeseg.rewrite.exact import OFFERED, exact
 from edgeseg.rewrite.exact.change import Change
 from edgeseg.rewrite.network import Network, capture, layers, macs_of, parameters_of, refusal, tidy
+from edgeseg.rewrite.observe import outputs_at
 from edgeseg.rewrite.plan import Plan, plan
 from edgeseg.rewrite.refine import refined
 from edgeseg.rewrite.rules import RULES
 from edgeseg.rewrite.sequential import rescaled, rewritten
 from edgeseg.rewrite.values import Layer
+from edgeseg.rewrite.walk import Store
 from edgeseg.types import Mask, ModelSpec, Pixels
 
 GRAPH = (
@@ -176,18 +178,22 @@ def student(work: Work, budget: Budget, wish: Wish, *, times: Times | None, cons
             unexplained[name] = value
             done()
 
-        small = rewritten(
-            work.teacher,
-            work.layers,
-            chosen.choices,
-            work.fit,
-            steps=STEPS,
-            importance=work.plan.importance,
-            seed=wish.seed,
-            on_layer=on_layer,
-        )
         taken = [layer for layer in work.layers if layer.name in chosen.choices]
-        variants = {"fitted": small, "rescaled": rescaled(work.teacher, small, taken, work.fit, seed=wish.seed)}
+        with Store() as store:
+            wanted = outputs_at(work.teacher, taken, work.fit, store.keep, wish.seed)
+            small = rewritten(
+                work.teacher,
+                work.layers,
+                chosen.choices,
+                work.fit,
+                steps=STEPS,
+                importance=work.plan.importance,
+                seed=wish.seed,
+                wanted=wanted,
+                on_layer=on_layer,
+            )
+            other = rescaled(work.teacher, small, taken, work.fit, seed=wish.seed, wanted=wanted)
+        variants = {"fitted": small, "rescaled": other}
         near = {name: nearness(work, network) for name, network in variants.items()}
         if wish.refine:
             first = variants[max(near, key=lambda name: near[name])]
