@@ -148,6 +148,14 @@ def test_bad_usage(street: Path, tmp_path: Path, built: Path) -> None:
         assert "Traceback" not in result.output
 
 
+@pytest.mark.parametrize("command", ["build", "rewrite", "profile"])
+def test_a_document_that_is_a_folder_is_refused_before_the_work(command: str, street: Path, tmp_path: Path) -> None:
+    data = [] if command == "profile" else ["--data", str(street / "dataset.toml")]
+    result = CliRunner().invoke(main, [command, str(street / "net.onnx"), *data, "--json", str(tmp_path)])
+    assert result.exit_code == 2
+    assert f"'{tmp_path}' is a directory" in " ".join(result.output.split()).replace("Path ", "")
+
+
 def test_a_missing_runtime_ends_with_3(street: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setitem(sys.modules, "onnxruntime", None)
     monkeypatch.setattr("edgeseg.backends.installed", lambda: ())

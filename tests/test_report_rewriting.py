@@ -56,8 +56,13 @@ def document() -> dict[str, Any]:
         "latency": {"backend": "openvino", "precision": "int8", "before": {"p50": 12.0}, "after": {"p50": 4.0}},
         "accuracy": {"metric": "mIoU", "frames": 101, "before": 0.6, "after": 0.5875, "agreement": 0.97},
         "recovery": {
-            **{"minutes": 1.5, "seconds": 90.2, "steps": 120, "stopped": "finished"},
-            **{"kept": "before", "before": 0.58, "after": 0.57},
+            "minutes": 1.5,
+            "seconds": 90.2,
+            "steps": 120,
+            "stopped": "finished",
+            "kept": "before",
+            "before": 0.58,
+            "after": 0.57,
         },
         "curve": [
             point("original", 1_000_000_000, 12.0, 0.6),
@@ -105,6 +110,12 @@ def test_reasons_are_summed_up() -> None:
     assert "recovery: 120 steps in 1.5 min, 58.00 to 57.00 %, no better, and not kept" in text
     assert "note: captured by tracing" in text
     assert "took 29.5 s: fit 20.0, times 9.5" in text
+
+
+def test_a_recovery_that_was_kept_or_interrupted() -> None:
+    made = document()
+    made["recovery"] |= {"kept": "after", "after": 0.6, "stopped": "interrupted", "seconds": 30.0}
+    assert "recovery: 120 steps in 0.5 min, interrupted, 58.00 to 60.00 %, kept\n" in rewrite_table(made)
 
 
 def test_what_was_not_measured_is_a_dash() -> None:

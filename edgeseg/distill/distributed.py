@@ -26,6 +26,12 @@ class Ranks:
         return self.rank == 0
 
 
+def started() -> tuple[int, int]:
+    """Which process this is, and of how many, by what torchrun says; (0, 1) without it."""
+    world = int(os.environ.get("WORLD_SIZE", "1"))
+    return (int(os.environ.get("RANK", "0")), world) if world > 1 else (0, 1)
+
+
 @contextmanager
 def joined(device: torch.device | None = None) -> Iterator[Ranks]:
     """The process's place by the environment that torchrun sets (RANK, WORLD_SIZE, LOCAL_RANK); alone without it.

@@ -216,4 +216,7 @@ def build(
         "versions": versions(),
     }
     bundle = assemble(read_spec, tried, choice.name, look, table, fp32, report)
-    return Built(bundle, write_bundle(bundle, out) if out is not None else None, report)
+    built = Built(bundle, write_bundle(bundle, out) if out is not None else None, report)
+    if rewrite is not None and small is not None:
+        small.forget()
+    return built

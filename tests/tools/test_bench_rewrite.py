@@ -18,7 +18,9 @@ from torch import Tensor, nn
 sys.path.insert(0, str(Path(__file__).resolve().parents[2] / "tools"))
 
 import benchmarks.rewrite as bench
+import benchmarks.rewrite_making as making
 import benchmarks.rewrite_peers as peers
+import benchmarks.rewrite_pruning as pruning
 from benchmarks.rewrite_picture import picture
 from benchmarks.rewrite_race import budget_of
 from benchmarks.rewrite_report import _cells, _methods, _shares
@@ -57,8 +59,8 @@ def begun(setting: bench.Setting) -> bench.Bench:
 
 
 @pytest.fixture(scope="module")
-def start(begun: bench.Bench) -> peers.Start:
-    return peers.start_of(bench._source(begun.setting), begun.works[0])
+def start(begun: bench.Bench) -> making.Start:
+    return making.start_of(bench._source(begun.setting), begun.works[0])
 
 
 def small(inputs: int = 6, outputs: int = 8, **words: Any) -> Network:
@@ -114,13 +116,13 @@ def test_the_largest_ranks_within_the_budget_are_taken() -> None:
         peers._fraction(found, 1.0)
 
 
-def test_norms_are_estimated_anew_and_folded_behind_chains(start: peers.Start) -> None:
+def test_norms_are_estimated_anew_and_folded_behind_chains(start: making.Start) -> None:
     network = peers.replaced(start.captured, SIZE, peers._separated)
     wrong = [part for part in network.modules() if isinstance(part, nn.BatchNorm2d)]
     assert wrong
     for norm in wrong:
         norm.running_mean = torch.full_like(norm.bias, 7.0)
-    assert peers.reestimate(network, start.images, start.together)
+    assert making.reestimate(network, start.images, start.together)
     means: list[float] = []
 
     def see(module: nn.Module, _given: Any, made: Tensor) -> None:
@@ -134,7 +136,7 @@ def test_norms_are_estimated_anew_and_folded_behind_chains(start: peers.Start) -
         network(torch.cat(start.images))
     hook.remove()
     assert means[-1] < 1e-3  # over the frames of the estimate the norm's outputs have its bias as mean
-    done = peers.folded(network)
+    done = making.folded(network)
     chains = sum(isinstance(part, nn.Sequential) for part in network.children())
     kept = [part for part in done.modules() if isinstance(part, nn.BatchNorm2d)]
     assert chains == 0 or len(kept) < len(wrong)
@@ -144,10 +146,10 @@ def test_norms_are_estimated_anew_and_folded_behind_chains(start: peers.Start) -
 
 @pytest.mark.parametrize("name", ["tucker", "l2-uniform", "taylor"])
 def test_peers_keep_to_the_budget_and_their_outputs_their_shape(
-    start: peers.Start, name: str, monkeypatch: pytest.MonkeyPatch
+    start: making.Start, name: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(peers, "STEPS", 40)
-    monkeypatch.setattr(peers, "GRADIENTS", 2)
+    monkeypatch.setattr(pruning, "STEPS", 40)
+    monkeypatch.setattr(pruning, "GRADIENTS", 2)
     _, needs, method = peers.PEERS[name]
     pytest.importorskip(needs[0])
     shares = (0.6, 0.3)
@@ -159,7 +161,7 @@ def test_peers_keep_to_the_budget_and_their_outputs_their_shape(
             assert one.network is not None
             assert one.share is not None
             assert one.asked == share
-            assert 0.7 * share < one.share <= peers.MET * share
+            assert 0.7 * share < one.share <= making.MET * share
             assert one.share == macs_of(one.network, SIZE) / start.work.whole.macs
             assert one.network(start.images[0]).shape == shape
             assert one.wall_s is not None
@@ -167,8 +169,8 @@ def test_peers_keep_to_the_budget_and_their_outputs_their_shape(
 
 
 def test_a_method_that_fails_is_a_row_with_its_reason(begun: bench.Bench, monkeypatch: pytest.MonkeyPatch) -> None:
-    def broken(start: peers.Start, shares: Sequence[float]) -> Iterator[peers.Made]:
-        yield peers.guarded(peers.Made("broken", shares[0]), lambda made: replace(made, network=start.work.teacher))
+    def broken(start: making.Start, shares: Sequence[float]) -> Iterator[making.Made]:
+        yield making.guarded(making.Made("broken", shares[0]), lambda made: replace(made, network=start.work.teacher))
         raise RuntimeError("no | such\nthing")
 
     monkeypatch.setitem(peers.PEERS, "broken", ("broken", (), broken))

@@ -18,7 +18,8 @@ import click
 import torch
 
 from benchmarks.child import missing
-from benchmarks.rewrite_peers import PEERS, Clock, Made, guarded, reason, start_of
+from benchmarks.rewrite_making import Clock, Made, guarded, reason, start_of
+from benchmarks.rewrite_peers import PEERS
 from edgeseg import distill, intake
 from edgeseg.console import Console
 from edgeseg.data import Dataset, fit, load_dataset, pick, read
@@ -93,7 +94,7 @@ def setting_of(model: Path, spec: Path | None, data: Path, **words: Any) -> Sett
 def zero_shot(setting: Setting) -> Bench:
     """Networks by every method at every share, without learning; ours first, so that the peak of memory is ours."""
     bench = Bench(setting)
-    with _threads(setting.threads):
+    with threads(setting.threads):
         for seed in range(setting.seeds):
             bench.made += _ours(bench, seed, keep=OURS in setting.methods)
         bench.peak_mb = peak_rss_mb()
@@ -194,7 +195,7 @@ def judged(bench: Bench, made: Sequence[Made]) -> list[Accuracy | None]:
             runs[str(number)] = torch_reference(Torch(one.network, "pickle"), spec)
     say(f"\njudging {len(runs)} networks on {len(reading.indices)} frames of '{setting.eval_split}'")
     console = Console(quiet=False)
-    with _threads(len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1):
+    with threads(len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1):
         found = evaluate(
             runs,
             _ticking(reading, len(reading.indices), console),
@@ -229,7 +230,7 @@ def recovered(bench: Bench, on_each: Callable[[Made], object] = lambda made: Non
     output = setting.spec.output
     found = []
     todo = [(one, seed) for one in bench.made for seed in (range(setting.seeds) if one.method != OURS else [one.seed])]
-    with _threads(setting.threads):
+    with threads(setting.threads):
         for number, (one, seed) in enumerate(todo):
             say(f"\nlearning, {number + 1} of {len(todo)}: {one.method}, {_asked(one)}, seed {seed}")
             if one.network is None:
@@ -350,7 +351,8 @@ def rows_of(bench: Bench, made: Sequence[Made], accuracy: Sequence[Accuracy | No
 
 
 @contextmanager
-def _threads(count: int) -> Iterator[None]:
+def threads(count: int) -> Iterator[None]:
+    """So many for torch meanwhile."""
     before = torch.get_num_threads()
     torch.set_num_threads(count)
     try:

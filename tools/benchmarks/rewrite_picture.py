@@ -7,8 +7,8 @@ from collections.abc import Mapping, Sequence
 from html import escape
 from typing import Any
 
-WIDTH, HEIGHT = 860, 460
-LEFT, RIGHT, TOP, BOTTOM = 64, 230, 44, 56
+WIDTH, HEIGHT = 900, 460
+LEFT, RIGHT, TOP, BOTTOM = 64, 262, 44, 56
 COLOURS = ("#1f6fb2", "#b8540f", "#3d8b40", "#8a4fa3", "#a8861c", "#b03a5b", "#55606b")
 MARKS = ("circle", "square", "diamond")
 

@@ -10,8 +10,8 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-from benchmarks.rewrite import ORIGINAL, Setting, miou, say
-from benchmarks.rewrite_peers import reason
+from benchmarks.rewrite import ORIGINAL, Setting, miou, say, threads
+from benchmarks.rewrite_making import reason
 from edgeseg.console import Console
 from edgeseg.errors import BadInput, DatasetError
 from edgeseg.measure.latency import ratio_interval, summarize
@@ -39,7 +39,7 @@ def budget_of(word: str) -> Budget:
 def deployed(setting: Setting, budgets: Sequence[Budget], precision: Precision, rounds: int) -> dict[str, Any]:
     """Accuracy, latency and speed-up of the original's engine and those rewritten for it; a budget may fail alone."""
     say(f"\n{precision.upper()} engines")
-    console, effort = Console(quiet=False), Effort()
+    console, effort = Console(quiet=False), Effort(evaluate=setting.eval_frames)
     spec, dataset = setting.spec, setting.dataset
     calibration, verdict, some = frames_for(dataset, setting.fit_split, setting.eval_split, effort, spec)
     if calibration is None or verdict is None:
@@ -120,10 +120,11 @@ def _rewritten(
         bytes_each=1 if precision == "int8" else 4,
     )
     start = time.perf_counter()
-    work, student = shrunk(Path(setting.model), setting.spec, setting.dataset, split, wish, target, False, console)
-    network = student.network
-    if wish.minutes > 0:
-        network, _ = recovered(work, network, setting.dataset, split, wish, console)
+    with threads(setting.threads):
+        work, student = shrunk(Path(setting.model), setting.spec, setting.dataset, split, wish, target, False, console)
+        network = student.network
+        if wish.minutes > 0:
+            network, _ = recovered(work, network, setting.dataset, split, wish, console)
     row["rewrite_s"] = time.perf_counter() - start
     row["share"] = macs_of(network, setting.spec.input.size) / work.whole.macs
     return target.graph(network)

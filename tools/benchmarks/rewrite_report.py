@@ -11,8 +11,10 @@ from pathlib import Path
 from typing import Any
 
 from benchmarks.rewrite import OURS, TRIES, Bench, judged, miou, recovered, rows_of, say, setting_of, zero_shot
-from benchmarks.rewrite_peers import AGAIN, DEEPEST, GRADIENTS, PEERS, STEPS, reason
+from benchmarks.rewrite_making import reason
+from benchmarks.rewrite_peers import PEERS
 from benchmarks.rewrite_picture import picture
+from benchmarks.rewrite_pruning import AGAIN, DEEPEST, GRADIENTS, STEPS
 from benchmarks.rewrite_race import budget_of, deployed
 from edgeseg.errors import BadInput
 from edgeseg.report.text import DASH, number

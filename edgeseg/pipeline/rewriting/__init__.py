@@ -4,7 +4,7 @@
     budgets    which options keep to a budget  layer_times, layer_graph   what an option takes on the target
     target     what it is rewritten for        offers     exact rewrites that only sometimes pay
     recovery   learning from the original      document   what was done and measured
-outputs    the scores among the outputs
+    outputs    the scores among the outputs    journal    times kept beside a recovery
 
 From Python: `from edgeseg.pipeline.rewriting import Budget, Wish, rewrite`.
 """

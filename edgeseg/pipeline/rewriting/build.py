@@ -10,12 +10,14 @@ from typing import Any
 from edgeseg.backends import Engine
 from edgeseg.console import Console
 from edgeseg.data import Dataset, Reading
+from edgeseg.distill.distributed import started
+from edgeseg.errors import BadInput
 from edgeseg.measure.evaluate import Accuracy
 from edgeseg.measure.latency import Latency
 from edgeseg.pipeline.engines import REWRITTEN, Tried
 from edgeseg.pipeline.rewriting import document
 from edgeseg.pipeline.rewriting.budgets import dense, shape
-from edgeseg.pipeline.rewriting.recovery import recovered
+from edgeseg.pipeline.rewriting.recovery import forget, recovered
 from edgeseg.pipeline.rewriting.run import shrunk
 from edgeseg.pipeline.rewriting.students import Student, Work
 from edgeseg.pipeline.rewriting.target import Target, target_of
@@ -38,6 +40,10 @@ class Shrunk:
     target: Target
     wish: Wish
     recovery: Mapping[str, Any] | None
+
+    def forget(self) -> None:
+        """When the bundle has been written: remove what a recovery that came to its end has left."""
+        forget(self.wish, self.recovery)
 
     def to_json(
         self,
@@ -89,7 +95,12 @@ def shrunk_for(
     use_cache: bool,
     console: Console,
 ) -> Shrunk:
-    """Rewrite for the fastest of the original's engines, and recover if the wish has minutes for it."""
+    """Rewrite for the fastest of the original's engines, and recover if the wish has minutes for it.
+
+    Raises BadInput in one of several processes: they would build the same bundle.
+    """
+    if started()[1] > 1:
+        raise BadInput("several processes learn together in `edgeseg rewrite`; build what it has written in one")
     target = target_of(
         tried.engines,
         fp32,
@@ -99,9 +110,11 @@ def shrunk_for(
         lambda graph, name: quantize(graph, [name])[name],
         console,
         use_cache,
+        wish.checkpoint,
     )
     work, student = shrunk(model, spec, dataset, split, wish, target, trust_pickle, console, verdict)
     network, recovery = student.network, None
     if wish.minutes > 0:
+        target.journal.write()
         network, recovery = recovered(work, network, dataset, split, wish, console)
     return Shrunk(target.fp32(network), network, work, student, target, wish, recovery)

@@ -11,6 +11,7 @@ from edgeseg.console import Console
 from edgeseg.data import Dataset, fit, pick, read, to_size
 from edgeseg.distill.values import Distillation, Distilled, LabelLoss, Progress
 from edgeseg.errors import DatasetError
+from edgeseg.pipeline.rewriting.journal import place
 from edgeseg.pipeline.rewriting.students import Work
 from edgeseg.pipeline.rewriting.wish import Wish
 from edgeseg.rewrite.network import Network
@@ -69,6 +70,7 @@ def forget(wish: Wish, recovery: Mapping[str, Any] | None) -> None:
     interrupted the same command goes on."""
     if wish.checkpoint is not None and recovery is not None and recovery["stopped"] != "interrupted":
         wish.checkpoint.unlink(missing_ok=True)
+        place(wish.checkpoint).unlink(missing_ok=True)
 
 
 def _learning(dataset: Dataset, split: str, work: Work, *, labels: bool) -> tuple[list[Pixels], list[Mask] | None]:

@@ -14,7 +14,7 @@ from typing import Any, Literal
 
 from edgeseg.console import Console
 from edgeseg.data import Dataset, Reading, load_dataset
-from edgeseg.distill.distributed import from_first, joined
+from edgeseg.distill.distributed import from_first, joined, started
 from edgeseg.errors import BadInput
 from edgeseg.evaluation import class_names
 from edgeseg.measure.latency import summarize
@@ -75,11 +75,26 @@ def rewrite(
     `backend`: what it will be deployed in; by default the fastest runtime here, FP32. `curve`: also the networks for a
     row of budgets, to show what accuracy each speed costs. `out`: NAME.pt2; NAME.pt, .py and .toml come beside it.
 
+    Of several processes that torchrun started, all take part in the recovery; only the first does the rest, writes, and
+    has a report.
+
     Raises ModelError, SpecError, DatasetError, BadInput (a budget that cannot be reached, an unknown rule),
     ParityFailed, MissingOnMachine.
     """
     wish = wish or Wish()
     checked(wish, Path(model))
+    place, processes = started()
+    if processes > 1 and not wish.minutes:
+        raise BadInput(
+            f"{processes} processes were started, and they learn together: say --distill MINUTES, or use one"
+        )
+    if place > 0:  # it helps the first, which alone measures and writes
+        with joined() as ranks:
+            work, network, split = from_first(None, ranks)
+            network, _ = recovered(work, network, load_dataset(data), split, wish, Console(quiet=True))
+        return Rewritten(network, (), {})
+    if out is not None:
+        places(Path(out))  # what is wrong with the name is said before anything is read
     read_spec = spec_for(model, spec)
     if out is not None:
         places(Path(out), _inputs(Path(model), read_spec, spec, data))
@@ -120,12 +135,14 @@ def rewrite(
         lambda model, name: quantize(model, [name])[name],
         console,
         use_cache,
+        wish.checkpoint,
     )
     split = calibration.split.name
     work, first = shrunk(Path(model), read_spec, dataset, split, wish, target, trust_pickle, console, verdict)
     network, recovery = first.network, None
     graphs = {"original": target.original, "rewritten": target.graph(first.network)}
     if wish.minutes > 0:
+        target.journal.write()
         with joined() as ranks:  # the other processes, if torchrun started any, wait for this
             from_first((work, first.network, split), ranks)
             network, recovery = recovered(work, first.network, dataset, split, wish, console)

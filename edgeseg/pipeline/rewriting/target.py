@@ -3,13 +3,15 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
+from pathlib import Path
 
 from edgeseg.backends import Engine
 from edgeseg.console import Console
 from edgeseg.measure.latency import summarize
 from edgeseg.pipeline.ingest import exported_student
 from edgeseg.pipeline.rewriting.budgets import Shape
+from edgeseg.pipeline.rewriting.journal import Journal
 from edgeseg.pipeline.rewriting.layer_times import layer_times, network_times
 from edgeseg.rewrite.network import Network
 from edgeseg.trials.candidates import candidates
@@ -30,6 +32,7 @@ class Target:
     lower: Callable[[OnnxModel], OnnxModel]  # an FP32 graph in that precision and dialect
     console: Console
     use_cache: bool
+    journal: Journal = field(default_factory=Journal)
 
     def times(self, shapes: Sequence[Shape]) -> dict[Shape, float]:
         """Milliseconds of layers and of what may stand in their place."""
@@ -45,7 +48,9 @@ class Target:
     def together(self, models: Sequence[OnnxModel]) -> list[float]:
         """Milliseconds of whole networks, in turns."""
         engine = self.engine
-        return network_times(models, engine.backend, engine.precision, settings=engine.settings)
+        return self.journal.together(
+            models, lambda: network_times(models, engine.backend, engine.precision, settings=engine.settings)
+        )
 
     def graph(self, network: Network) -> OnnxModel:
         return self.lower(self.fp32(network))
@@ -70,10 +75,12 @@ def target_of(
     lower: Callable[[OnnxModel, str], OnnxModel],
     console: Console,
     use_cache: bool,
+    checkpoint: Path | None = None,
 ) -> Target:
     """The fastest of the original's engines in the precision asked for, else the fastest.
 
-    `int8`: the original's quantized graphs by backend; `lower(fp32, backend)`: how they were made.
+    `int8`: the original's quantized graphs by backend; `lower(fp32, backend)`: how they were made. With a `checkpoint`
+    of a recovery to go on with it is the engine that was chosen then.
     """
     halves = ("fp16", "bf16")
     able = [e for e in engines if e.precision == precision or (precision in halves and e.precision in halves)]
@@ -81,6 +88,11 @@ def target_of(
     times = race(able, [frame[None] for frame in look], rounds=ROUNDS)
     medians = {name: summarize(samples).p50 or float("inf") for name, samples in times.items()}
     best = min(able, key=lambda engine: medians[engine.name])
+    journal = Journal.beside(checkpoint)
+    for engine in able:
+        if journal.engine.get("name") == engine.name:
+            best = replace(engine, settings={**engine.settings, **journal.engine["settings"]})
+    journal.engine = {"name": best.name, "settings": dict(best.settings)}
     quantizes = best.precision == "int8"
     return Target(
         best,
@@ -90,4 +102,5 @@ def target_of(
         (lambda model: lower(model, best.backend)) if quantizes else (lambda model: model),
         console,
         use_cache,
+        journal,
     )
