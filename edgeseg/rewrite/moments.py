@@ -15,7 +15,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-LARGE = 1000  # of D
+LARGE = 500  # of D
 BLOCKS = 4  # a side: so many columns of blocks
 
 

@@ -6,7 +6,6 @@ rewrite_peers. One counter counts for all, one pass over the labelled frames jud
 
 from __future__ import annotations
 
-import os
 import statistics
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
@@ -195,7 +194,7 @@ def judged(bench: Bench, made: Sequence[Made]) -> list[Accuracy | None]:
             runs[str(number)] = torch_reference(Torch(one.network, "pickle"), spec)
     say(f"\njudging {len(runs)} networks on {len(reading.indices)} frames of '{setting.eval_split}'")
     console = Console(quiet=False)
-    with threads(len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1):
+    with threads(setting.threads):
         found = evaluate(
             runs,
             _ticking(reading, len(reading.indices), console),

@@ -21,9 +21,9 @@ from edgeseg.export.outputs import pick
 from edgeseg.rewrite.network import Network, capture, macs_of
 from edgeseg.types import Torch
 
-STEPS = 250  # of iterative pruning, on the way to nothing: the more, the closer a budget is met
+STEPS = 500  # of iterative pruning, on the way to nothing: the more, the closer a budget is met
 DEEPEST = 0.95  # of the channels of a layer, that pruning may take
-AGAIN = 25  # Taylor: gradients are taken anew every so many steps
+AGAIN = 50  # Taylor: gradients are taken anew every so many steps
 GRADIENTS = 16  # and from so many frames
 
 
