@@ -23,6 +23,7 @@ from edgeseg.measure.profile import profile
 from edgeseg.pipeline import Built, build
 from edgeseg.pipeline.engines import REWRITTEN, Tried, joined
 from edgeseg.pipeline.rewriting.wish import Budget
+from edgeseg.report.text import build_table
 from edgeseg.trials.choose import Measured, choose
 from edgeseg.types import Precision
 from tests import rewriting
@@ -99,6 +100,17 @@ def test_its_engines_open_and_segment(made: Built, variant: str) -> None:
         for reference in bundle.references:
             np.testing.assert_array_equal(segment(reference.frame), reference.masks[variant])
     assert any((r.masks[variant] != r.mask).any() for r in bundle.references)  # it is another network
+
+
+def test_speed_in_the_table_is_against_the_original(made: Built) -> None:
+    def slowed(row: dict[str, Any]) -> dict[str, Any]:
+        fp32_of_the_original = row["precision"] == "fp32" and not row["name"].startswith("rewritten-")
+        return row | {"latency_ms": row["latency_ms"] | {"p50": 8.0 if fp32_of_the_original else 2.0}}
+
+    text = build_table({**made.report, "engines": [slowed(row) for row in made.report["engines"]]})
+    rows = [line for line in text.splitlines() if line.endswith("B") and "rewritten-" in line]
+    assert rows
+    assert all("4.00x" in line for line in rows)
 
 
 def test_one_that_loses_too_much_is_refused(place: Path) -> None:
