@@ -13,7 +13,6 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
-from edgeseg.rewrite.moments import Moments
 from edgeseg.rewrite.network import Network
 from edgeseg.rewrite.observe import watching
 from edgeseg.rewrite.values import Layer
@@ -58,6 +57,6 @@ def importance(
     return {name: 0.5 * total / pixels for name, total in sums.items() if positions[name]}
 
 
-def damage(moments: Moments, effective: Tensor, weights: Tensor) -> float:
-    """Predicted KL divergence from the original, nats a pixel, if this layer alone computed with `effective`."""
-    return float((moments.residual(effective) * weights).sum())
+def damage(residual: Tensor, weights: Tensor) -> float:
+    """Predicted KL divergence from the original, nats a pixel, of one layer that leaves this variance (Co) unexplained."""
+    return float((residual * weights).sum())

@@ -9,7 +9,7 @@ from math import prod
 from torch import Tensor, nn
 
 from edgeseg.rewrite.exact.pointwise import below
-from edgeseg.rewrite.fisher import Scores, importance
+from edgeseg.rewrite.fisher import Scores, damage, importance
 from edgeseg.rewrite.network import Network
 from edgeseg.rewrite.observe import moments_of
 from edgeseg.rewrite.rules import RULES
@@ -79,7 +79,7 @@ def plan(
                         Option(
                             layer,
                             choice,
-                            float((left * weights[layer.name]).sum()),
+                            damage(left, weights[layer.name]),
                             float(left.sum() / held.power.sum().clamp_min(1e-30)),
                             round((macs(choice.pieces, layer.size) - spared) * times),
                             parameters(choice.pieces),

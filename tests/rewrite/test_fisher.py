@@ -200,6 +200,6 @@ def test_damage_is_what_is_left_unexplained_times_what_it_matters() -> None:
     )
     weights = torch.tensor([2.0, 0.0, 0.5], dtype=torch.float64)
     off = (gone - centred @ other.T).square().mean(0)
-    assert damage(moments, other, weights) == pytest.approx(float(2 * off[0] + off[2] / 2))
-    assert damage(moments, kernel, weights) == pytest.approx(0, abs=1e-9)
-    assert damage(moments, other, 0 * weights) == 0
+    assert damage(moments.residual(other), weights) == pytest.approx(float(2 * off[0] + off[2] / 2))
+    assert damage(moments.residual(kernel), weights) == pytest.approx(0, abs=1e-9)
+    assert damage(moments.residual(other), 0 * weights) == 0
