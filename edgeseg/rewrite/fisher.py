@@ -58,5 +58,5 @@ def importance(
 
 
 def damage(residual: Tensor, weights: Tensor) -> float:
-    """Predicted KL divergence from the original, nats a pixel, of one layer that leaves this variance (Co) unexplained."""
+    """Predicted KL divergence from the original, nats a pixel, of one layer that leaves this variance (Co)."""
     return float((residual * weights).sum())
