@@ -4,6 +4,8 @@
     budgets    which options keep to a budget  layer_times, layer_graph   what an option takes on the target
     target     what it is rewritten for        offers     exact rewrites that only sometimes pay
     recovery   learning from the original      document   what was done and measured
+    outputs    which part is deployed          journal    what a stopped run has measured, for the next
+    build      the same inside of a build
     outputs    the scores among the outputs    journal    times kept beside a recovery
 
 From Python: `from edgeseg.pipeline.rewriting import Budget, Wish, rewrite`.
