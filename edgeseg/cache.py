@@ -11,6 +11,8 @@ from __future__ import annotations
 import hashlib
 import os
 import tempfile
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 
 
@@ -57,3 +59,23 @@ def store(kind: str, entry: str, data: bytes) -> None:
         Path(name).replace(target)  # atomic: another build sees all of it or nothing
     except OSError:
         Path(name).unlink(missing_ok=True)
+
+
+@contextmanager
+def locked(kind: str, entry: str) -> Iterator[None]:
+    """Between reading an entry and writing it again, so that of two processes none takes back what the other added.
+
+    Where the system has no file locks, or the folder cannot be written, nobody waits.
+    """
+    try:
+        import fcntl
+
+        path = folder() / kind / f"{entry}.lock"
+        path.parent.mkdir(parents=True, exist_ok=True)
+        file = path.open("w")
+    except (ImportError, OSError):
+        yield
+        return
+    with file:
+        fcntl.flock(file, fcntl.LOCK_EX)  # released when the file is closed, also by a process that dies
+        yield

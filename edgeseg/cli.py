@@ -50,7 +50,20 @@ class _Names(click.ParamType[tuple[str, ...]]):
         return value if isinstance(value, tuple) else tuple(name.strip() for name in value.split(",") if name.strip())
 
 
-MILLISECONDS, NAMES = _Milliseconds(), _Names()
+class _Trt(click.ParamType[tuple[str, Any]]):
+    name = "NAME[=VALUE]"
+
+    def convert(self, value: Any, param: click.Parameter | None, ctx: click.Context | None) -> tuple[str, Any]:
+        from edgeseg.backends.tensorrt.options import option_from
+
+        try:
+            return value if isinstance(value, tuple) else option_from(value)
+        except EdgesegError as error:
+            self.fail(str(error), param, ctx)
+
+
+MILLISECONDS, NAMES, TRT = _Milliseconds(), _Names(), _Trt()
+BACKEND = click.Choice(["onnxruntime", "openvino", "tensorrt", "tensorrt-rtx"])
 
 
 def _said(command: Callable[P, R]) -> Callable[P, R]:
@@ -60,8 +73,12 @@ def _said(command: Callable[P, R]) -> Callable[P, R]:
     def run(*args: P.args, **kwargs: P.kwargs) -> R:
         # So that temporary folders and child processes go too when somebody stops the program from outside.
         signal.signal(signal.SIGTERM, lambda *_: sys.exit(128 + signal.SIGTERM))
+        from edgeseg.backends.listen import heard_by
+        from edgeseg.console import Console
+
         try:
-            return command(*args, **kwargs)
+            with heard_by(Console(quiet=bool(kwargs.get("quiet", False)))):
+                return command(*args, **kwargs)
         except EdgesegError as error:
             click.echo(f"edgeseg: {error}", err=True)
             sys.exit(error.exit_code)
@@ -109,7 +126,7 @@ def main() -> None:
 
 
 @main.command()
-@click.argument("model", type=FILE)
+@click.argument("model", type=ANY)
 @click.option("--spec", type=FILE, help="SPEC.toml; by default the file beside the model with its stem.")
 @click.option("--data", type=ANY, help="DATASET.toml, or a folder in a known layout (Cityscapes, VOC, CamVid, ADE20K).")
 @click.option("--split", default="train", show_default=True, help="Frames to calibrate on.")
@@ -117,7 +134,14 @@ def main() -> None:
 @click.option("--int8", "precision", flag_value="int8", help="Calibrate and quantize; needs --data.")
 @click.option("--fp16", "precision", flag_value="fp16", help="Half precision, where the processor computes in it.")
 @click.option("--fp32", "precision", flag_value="fp32", default="fp32", help="As trained (the default).")
-@click.option("--backend", type=click.Choice(["onnxruntime", "openvino"]), help="Force a runtime.")
+@click.option("--backend", type=BACKEND, help="Force a runtime.  [default: all that can run here]")
+@click.option(
+    "--trt",
+    type=TRT,
+    multiple=True,
+    help="For TensorRT engines, repeated: workspace=2GB, level=0 to 5, tf32=off, version-compatible, "
+    "hardware=ampere+|same-capability, sparse, dla=0, shapes=LEAST:BEST:MOST, cuda-graph=off, fallback.",
+)
 @click.option("--recipe", default="mse", show_default=True, help="How ranges are taken: a name or a TOML file.")
 @click.option("--samples", type=click.IntRange(1), help="Frames to calibrate on, at most.  [default: 64]")
 @click.option(
@@ -150,9 +174,13 @@ def build(
     json_path: Path | None,
     quiet: bool,
     no_cache: bool,
+    trt: tuple[tuple[str, Any], ...],
     **options: Any,
 ) -> None:
-    """Build a bundle from MODEL (.pt, .pt2, TorchScript, .onnx) and measure it."""
+    """Build a bundle from MODEL (.pt, .pt2, TorchScript, .onnx) and measure it.
+
+    MODEL may also be a bundle built elsewhere: its graph and scales become engines of this machine.
+    """
     from edgeseg.console import Console
     from edgeseg.pipeline import build as run
     from edgeseg.pipeline.rewriting.wish import wish_of
@@ -163,13 +191,15 @@ def build(
     if json_path is not None:
         require_writable(json_path)
     precision = precision or "fp32"  # click 8.3.0 forgets the default of a flag with a value
-    target = out or Path(f"{model.stem}.edgeseg")
+    made = model.is_dir() or model.suffix == ".edgeseg"  # a bundle: what it was built from stays
+    target = out or Path(f"{model.stem}-here.edgeseg" if made else f"{model.stem}.edgeseg")
     samples = options["samples"]
     wish = wish_of(options, precision=precision, out=target)
     built = run(
         model,
         out=target,
         precision=precision,
+        trt=dict(trt),
         samples=samples,
         rewrite=wish,
         use_cache=not no_cache,
@@ -193,7 +223,7 @@ def build(
 @_wished
 @click.option("--int8", "precision", flag_value="int8", help="It will be deployed in INT8: time layers so.")
 @click.option("--fp32", "precision", flag_value="fp32", default="fp32", help="In FP32 (the default).")
-@click.option("--backend", type=click.Choice(["onnxruntime", "openvino"]), help="Force a runtime.")
+@click.option("--backend", type=BACKEND, help="Force a runtime.")
 @click.option("--recipe", default="mse", show_default=True, help="For --int8: how ranges are taken.")
 @click.option("--samples", type=click.IntRange(4), help="Frames to fit to, at most.  [default: 48]")
 @click.option("--curve", is_flag=True, help="Also the networks for a row of budgets: accuracy against latency.")
@@ -404,6 +434,32 @@ def report(documents: tuple[Path, ...], out: Path, picture: Path | None) -> None
     if picture is not None:
         click.echo(f"picture: {write_picture(documents, picture)}")
     click.echo(f"report:  {write_report(documents, out)}")
+
+
+@main.command()
+@click.argument("bundle", type=ANY)
+@click.option("--dialect", type=click.Choice(["tensorrt", "onnxruntime", "triton"]), required=True)
+@click.option("-o", "--out", type=OUT, required=True, help="Folder: a new or empty one, or that of an earlier export.")
+@click.option(
+    "--precision",
+    type=click.Choice(["fp32", "fp16", "int8"]),
+    help="INT8 needs a bundle built with --int8.  [default: of the engine that the bundle's build chose]",
+)
+@click.option(
+    "--tensorrt", metavar="VERSION", default="10.3", show_default=True, help="On the device: 8.5, 8.6, 10.x or 11.x."
+)
+@click.option("--trt", type=TRT, multiple=True, help="For the engine, repeated: as for build.")
+@_said
+def export(bundle: Path, out: Path, trt: tuple[tuple[str, Any], ...], **options: Any) -> None:
+    """Write plain files of a bundle, for tools and devices that do not run edgeseg.
+
+    tensorrt: a graph and the trtexec command line that builds its engine, as for JetPack 5. onnxruntime: a graph and a
+    short program. triton: a model repository. Each with labels, frames and the masks expected, and a README.
+    """
+    from edgeseg.pipeline.plain import plain_files
+
+    for path in plain_files(bundle, out=out, trt=dict(trt), **options):
+        click.echo(path)
 
 
 @main.command()

@@ -53,6 +53,11 @@ class Console:
         elif text:
             self.say(text)
 
+    def progress(self, text: str) -> None:
+        """How it goes, on a terminal only: one line that the next replaces, and "" removes."""
+        if self.live:
+            self.status(text)
+
     @property
     def live(self) -> bool:
         """Whether a person is watching a terminal."""

@@ -10,24 +10,27 @@ from __future__ import annotations
 
 import re
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from dataclasses import dataclass
-from pathlib import Path
-from typing import Literal
 
-from edgeseg.doctor_host import Facts, Host, Requirement, parse_requirement, release
+from edgeseg.doctor_gpu import bindings_for, cuda_python, look, settings, toolkit
+from edgeseg.doctor_host import PYTHONS, Facts, Finding, Host, Requirement, parse_requirement
+from edgeseg.doctor_jetson import clocks, dla_finding, jetpack_finding, power_mode
+from edgeseg.doctor_nvidia import LIBRARIES, MODULES, builder_finding, library_finding, unneeded
 
-State = Literal["ok", "missing", "warning"]
-
-PYTHONS = ((3, 10), (3, 13))  # first and last that edgeseg supports
-EXTRAS = ("run", "build", "torch", "openvino", "serve")
+EXTRAS = ("run", "build", "torch", "openvino", "serve", "nvidia", "tensorrt", "tensorrt-rtx")
 LOW_MEMORY = 2 << 30  # bytes; a build of a small network takes about one
 
 # The same package under other names, by what the metadata asks for.
 ALIASES = {
     "onnxruntime": ("onnxruntime-gpu", "onnxruntime-openvino", "onnxruntime-directml"),
     "opencv-python-headless": ("opencv-python", "opencv-contrib-python", "opencv-contrib-python-headless"),
+    "tensorrt-rtx-cu13": ("tensorrt-rtx-cu12",),
 }
-MODULES = {"opencv-python-headless": "cv2"}
+MODULE_NAMES = {
+    "opencv-python-headless": "cv2",
+    "cuda-bindings": "cuda.bindings",
+    "cuda-python": "cuda.bindings",
+    "tensorrt-rtx-cu13": "tensorrt_rtx",
+}
 # Imported to see that they work, and not only there. The others are pure Python and follow these.
 IMPORTED = ("onnxruntime", "cv2", "onnx", "torch", "openvino")
 
@@ -40,47 +43,26 @@ INT8_FLAGS = {
     "i8mm": "I8MM",
 }
 
-# L4T (release, revision), from which on: JetPack, its TensorRT, the Python of its bindings. Newest first.
-JETPACKS: tuple[tuple[tuple[int, int], str, str, tuple[int, int]], ...] = (
-    ((38, 0), "7.0 or 7.1", "10.13", (3, 12)),
-    ((36, 4), "6.1 or 6.2", "10.3", (3, 10)),
-    ((36, 0), "6.0", "8.6.2", (3, 10)),
-    ((35, 2), "5.1", "8.5.2", (3, 8)),
-    ((35, 0), "5.0", "8.4", (3, 8)),
-    ((32, 7), "4.6.1 or later", "8.2.1", (3, 6)),
-)
-NEWEST_L4T = 38
-
-EXPORT = "edgeseg export BUNDLE --dialect tensorrt -o DIR"
-
-
-@dataclass(frozen=True, slots=True)
-class Finding:
-    """One thing looked at. `fix` is one command, or empty where nothing is wrong or no command can mend it."""
-
-    what: str
-    state: State
-    detail: str
-    fix: str = ""
-
 
 def diagnose(host: Host | None = None) -> tuple[Finding, ...]:
     """Look at the machine. Takes as long as importing torch does, in a child process; raises nothing."""
     host = host or Host()
-    tensorrts = ("tensorrt", "tensorrt_rtx")
-    facts = host.imported([module for module in (*IMPORTED, *tensorrts) if host.importable(module)])
-    driver = _driver(host)
-    jetson = _jetson(host)
+    facts = host.imported([module for module in (*IMPORTED, *MODULES) if host.importable(module)])
+    nvidia = look(host)
+    jetson = nvidia.jetson
     return (
         _python(host),
-        *_extras(host, facts),
+        *_extras(host, facts, unneeded(host, nvidia), {"tensorrt": bindings_for(nvidia)} if nvidia.cuda_major else {}),
         *_engines(facts, host.importable),
         _int8(host),
         _cores(host),
         _memory(host),
-        driver,
-        *([jetson] if jetson else []),
-        *(_tensorrt(host, name, facts, driver, jetson) for name in tensorrts),
+        nvidia.driver,
+        *((toolkit(host), cuda_python(host, facts, nvidia)) if nvidia.driver.state != "absent" else ()),
+        *((jetpack_finding(host, jetson), power_mode(host), clocks(host), dla_finding(jetson)) if jetson else ()),
+        *(settings(host) if not jetson else ()),
+        *(library_finding(host, name, facts, nvidia) for name in LIBRARIES),
+        builder_finding(host, facts),
     )
 
 
@@ -92,10 +74,10 @@ def ready(findings: Sequence[Finding]) -> tuple[str, ...]:
         lacking = [by[need] for need in needs if need in by and by[need].state == "missing"]
         return f"{what}: yes" if not lacking else f"{what}: no, because {lacking[0].detail}"
 
-    def either(what: str, *ways: str) -> str:
-        found = [by[way] for way in ways if way in by]
-        good = [way for way in found if way.state != "missing"]
-        return f"{what}: yes, {good[0].detail}" if good else f"{what}: no, because {found[0].detail}"
+    def told(what: str, row: str) -> str:
+        finding = by[row]
+        answer = {"ok": "yes,", "warning": "in doubt,"}.get(finding.state, "no, because")
+        return f"{what}: {answer} {finding.detail}"
 
     int8 = by["INT8 instructions"]
     return (
@@ -105,7 +87,9 @@ def ready(findings: Sequence[Finding]) -> tuple[str, ...]:
         line("build from .pt, .pt2", "python", "extra torch"),
         line("OpenVINO", "python", "extra openvino", "openvino devices"),
         f"INT8 on this CPU: {'worth it' if int8.state == 'ok' else 'likely no gain'}, {int8.detail}",
-        either("TensorRT", "tensorrt", "tensorrt_rtx"),
+        told("TensorRT", "tensorrt"),
+        told("TensorRT-RTX", "tensorrt_rtx"),
+        told("TensorRT-RTX engines for other machines", "tensorrt_rtx builder"),
     )
 
 
@@ -128,7 +112,10 @@ def _python(host: Host) -> Finding:
     return Finding("python", "missing", wanted, f"python{last[0]}.{last[1]} -m venv .venv")
 
 
-def _extras(host: Host, facts: Mapping[str, Facts]) -> Iterator[Finding]:
+def _extras(
+    host: Host, facts: Mapping[str, Facts], unneeded: Mapping[str, str], pins: Mapping[str, str]
+) -> Iterator[Finding]:
+    """`unneeded` are extras that may be absent, and why; `pins` what to give pip beside an extra."""
     requirements = [r for line in host.requirements if (r := parse_requirement(line, host.python))]
     if not requirements:
         yield Finding(
@@ -137,9 +124,12 @@ def _extras(host: Host, facts: Mapping[str, Facts]) -> Iterator[Finding]:
         return
     for extra in ("", *EXTRAS):
         what = f"extra {extra}" if extra else "edgeseg"
-        again = f"pip install 'edgeseg[{extra}]'" if extra else "pip install edgeseg"
+        again = f"pip install 'edgeseg[{extra}]' {pins.get(extra, '')}".strip() if extra else "pip install edgeseg"
         present, absent, outside, broken = [], [], [], []
-        for requirement in _of_extra(requirements, extra):
+        wanted = list(_of_extra(requirements, extra))
+        if extra and not wanted:
+            continue  # this edgeseg has no such extra
+        for requirement in wanted:
             name, version, error = _package(host, requirement.name, facts)
             if version is None:
                 absent.append(name)
@@ -150,7 +140,9 @@ def _extras(host: Host, facts: Mapping[str, Facts]) -> Iterator[Finding]:
                 outside.append(f"{name} {version} is outside {bounds}")
             else:
                 present.append(f"{name} {version}")
-        if absent:
+        if absent and extra in unneeded:
+            yield Finding(what, "absent", f"{', '.join(absent)} not installed, not needed: {unneeded[extra]}")
+        elif absent:
             yield Finding(what, "missing", f"{', '.join(absent)} not installed", again)
         elif broken:
             yield Finding(what, "missing", broken[0][1], f"pip install --force-reinstall {broken[0][0]}")
@@ -173,7 +165,7 @@ def _of_extra(requirements: Sequence[Requirement], extra: str) -> Iterator[Requi
 
 def _package(host: Host, wanted: str, facts: Mapping[str, Facts]) -> tuple[str, str | None, str]:
     """The name it is installed under, its version or None, and why it cannot be imported or ""."""
-    found = facts.get(MODULES.get(wanted, wanted.replace("-", "_")), {})
+    found = facts.get(MODULE_NAMES.get(wanted, wanted.replace("-", "_")), {})
     error = str(found.get("error", ""))
     for name in (wanted, *ALIASES.get(wanted, ())):
         version = host.version(name)
@@ -272,88 +264,3 @@ def _memory(host: Host) -> Finding:
         return Finding("memory", "ok", detail)
     fix = "" if limit < free else "sudo systemctl isolate multi-user.target"  # the desktop is what fills a Jetson
     return Finding("memory", "warning", f"{detail}; a build needs about {LOW_MEMORY >> 30}", fix)
-
-
-def _driver(host: Host) -> Finding:
-    listed = host.output_of(["nvidia-smi", "--query-gpu=name,driver_version,compute_cap", "--format=csv,noheader"])
-    if listed and listed.strip():
-        return Finding("nvidia driver", "ok", "; ".join(line.strip() for line in listed.strip().splitlines()))
-    loaded = re.search(r"Module\s+(?:for \S+\s+)?(\d[\d.]*)", host.text("proc/driver/nvidia/version") or "")
-    if loaded:
-        return Finding("nvidia driver", "ok", f"{loaded[1]} is loaded")
-    if host.text("etc/nv_tegra_release") is not None:
-        return Finding("nvidia driver", "ok", "part of JetPack")
-    devices = host.root / "sys/bus/pci/devices"
-    for device in sorted(devices.iterdir()) if devices.is_dir() else []:
-        vendor, kind = (host.text(str(device.relative_to(host.root) / key)) for key in ("vendor", "class"))
-        if (vendor or "").strip() == "0x10de" and (kind or "").startswith("0x03"):
-            return Finding(
-                "nvidia driver", "missing", "an NVIDIA GPU without its driver", "sudo ubuntu-drivers install"
-            )
-    return Finding("nvidia driver", "missing", "no NVIDIA GPU was found on this machine")
-
-
-def _jetson(host: Host) -> Finding | None:
-    text = host.text("etc/nv_tegra_release")
-    if text is None:
-        return None
-    found = re.search(r"R(\d+)\b.*?REVISION:\s*(\d+)", text)
-    if found is None:
-        return Finding("jetson", "warning", f"an L4T release that cannot be read: {text.strip()[:80]!r}")
-    l4t = (int(found[1]), int(found[2]))
-    jetpack = next((row for row in JETPACKS if l4t >= row[0]), None)
-    name = f"L4T R{l4t[0]}.{l4t[1]}"
-    if jetpack is None or l4t[0] > NEWEST_L4T:
-        age = "newer than JetPack 7.1" if jetpack else "older than JetPack 4.6.1"
-        return Finding("jetson", "warning", f"{name}, {age}: its TensorRT is not known here")
-    _, release_name, tensorrt, python = jetpack
-    detail = f"{name}, JetPack {release_name}, TensorRT {tensorrt} for Python {python[0]}.{python[1]}"
-    if python >= PYTHONS[0]:
-        return Finding("jetson", "ok", detail)
-    return Finding("jetson", "warning", f"{detail}, which edgeseg does not run on: TensorRT's own trtexec can", EXPORT)
-
-
-def _tensorrt(host: Host, name: str, facts: Mapping[str, Facts], driver: Finding, jetson: Finding | None) -> Finding:
-    if name in facts:
-        error = facts[name].get("error")
-        if error:
-            package = f"{name} is installed and cannot be used: {error}"
-            return Finding(name, "missing", package, f"pip install --force-reinstall {name.replace('_', '-')}")
-        if driver.state == "missing":
-            return Finding(name, "missing", f"{name} is installed, but {driver.detail}", driver.fix)
-        return Finding(name, "ok", f"{name} {facts[name].get('version', '')}".strip())
-    if driver.state == "missing":
-        return Finding(name, "missing", driver.detail, driver.fix)
-    for folder in _system_packages(host):
-        if (folder / name).is_dir():
-            return _elsewhere(host, name, folder)
-    if jetson:
-        # Wheels of PyPI are not made for Jetson's driver, so it must be JetPack's own; RTX does not exist for it.
-        fix = "sudo apt-get install python3-libnvinfer" if name == "tensorrt" else ""
-        return Finding(name, "missing", f"{name} is not installed on this Jetson", fix)
-    return Finding(name, "missing", f"{name} is not installed", f"pip install {name.replace('_', '-')}")
-
-
-def _system_packages(host: Host) -> list[Path]:
-    return sorted(
-        path for base in ("usr/lib", "usr/local/lib") for path in (host.root / base).glob("python3*/dist-packages")
-    )
-
-
-def _elsewhere(host: Host, name: str, folder: Path) -> Finding:
-    """The system has the bindings and this interpreter does not see them, as in any virtual environment on a Jetson."""
-    place = Path("/") / folder.relative_to(host.root)
-    tags = {tag for path in (folder / name).glob("*.so") for tag in re.findall(r"\.cpython-3(\d+)", path.name)}
-    # JetPack's file carries no tag, but lies in its Python's own folder; Debian's lies in one for all and has a tag.
-    tags = tags or set(re.findall(r"python3\.(\d+)", str(place)))
-    pythons = {(3, int(tag)) for tag in tags}
-    version = next((release(d.name.partition("-")[2]) for d in folder.glob(f"{name}-*info")), ())
-    what = f"{name} {'.'.join(map(str, version))}".strip() + f" is in {place}"
-    if not pythons or host.python in pythons:
-        detail = f"{what}, where this environment does not look"
-        return Finding(name, "missing", detail, f"echo {place} > {host.site / 'system-tensorrt.pth'}")
-    usable = max((python for python in pythons if PYTHONS[0] <= python <= PYTHONS[1]), default=None)
-    made = ", ".join(f"{a}.{b}" for a, b in sorted(pythons))
-    detail = f"{what}, made for Python {made}, and this is {host.python[0]}.{host.python[1]}"
-    fix = f"python{usable[0]}.{usable[1]} -m venv --system-site-packages .venv" if usable else EXPORT
-    return Finding(name, "missing", detail, fix)

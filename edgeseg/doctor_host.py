@@ -18,18 +18,62 @@ from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from importlib import metadata
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 TIMEOUT = 120.0  # seconds for one import; a cold torch on a Jetson takes twenty
+PYTHONS = ((3, 10), (3, 13))  # first and last that edgeseg supports
+
+State = Literal["ok", "missing", "warning", "absent"]
 
 # What each child runs; `facts` comes back. A package without an entry is only imported.
 PROBES = {
     "onnxruntime": "facts['providers'] = m.get_available_providers()",
     "openvino": "facts['devices'] = m.Core().available_devices",
     "cv2": "facts['build'] = m.getBuildInformation()",
+    # A folder of type stubs, or any other folder of that name, can be imported too, and has nothing in it.
+    "tensorrt": "facts['builder'] = hasattr(m, 'Builder')",
+    "tensorrt_rtx": "facts['builder'] = hasattr(m, 'Builder')",
+    "pycuda": "import pycuda.driver; facts['version'] = pycuda.VERSION_TEXT",
+    "cuda.bindings": "import cuda.bindings.driver",
 }
 
+# What a child asks of the CUDA driver; integers are those of CUdevice_attribute in its cuda.h.
+CUDA = """
+import ctypes, json, os
+facts = {"hidden": os.environ.get("CUDA_VISIBLE_DEVICES")}
+try:
+    cuda = ctypes.CDLL("libcuda.so.1")
+except OSError as error:
+    facts["error"] = str(error)
+else:
+    def integer(function, *arguments):
+        value = ctypes.c_int()
+        return value.value if function(ctypes.byref(value), *arguments) == 0 else 0
+    facts["version"] = integer(cuda.cuDriverGetVersion)
+    facts["code"] = cuda.cuInit(0)
+    facts["gpus"] = []
+    for number in range(integer(cuda.cuDeviceGetCount) if facts["code"] == 0 else 0):
+        gpu, name = integer(cuda.cuDeviceGet, number), ctypes.create_string_buffer(256)
+        cuda.cuDeviceGetName(name, 256, gpu)
+        major, minor = (integer(cuda.cuDeviceGetAttribute, attribute, gpu) for attribute in (75, 76))
+        facts["gpus"].append([name.value.decode(errors="replace"), major, minor])
+print(json.dumps(facts))
+"""
+
 Facts = Mapping[str, Any]
+
+
+@dataclass(frozen=True, slots=True)
+class Finding:
+    """One thing looked at. `fix` is one command, or empty where nothing is wrong or no command can mend it.
+
+    `absent` is not here either, as `missing`, but nothing on this machine asks for it.
+    """
+
+    what: str
+    state: State
+    detail: str
+    fix: str = ""
 
 
 def installed_version(distribution: str) -> str | None:
@@ -87,6 +131,19 @@ def output_of(command: Sequence[str]) -> str | None:
     return done.stdout
 
 
+def cuda_facts() -> Facts:
+    """What the CUDA driver says, asked in a child: {"version": 12040, "code": of cuInit, "gpus": [name, major, minor]}.
+
+    With {"error": why} where its library cannot be loaded; "hidden" is CUDA_VISIBLE_DEVICES, None where not set.
+    """
+    printed = output_of([sys.executable, "-c", CUDA])
+    return (
+        json.loads(printed.splitlines()[-1])
+        if printed
+        else {"error": "asking libcuda.so.1 crashed, or took longer than 20 s"}
+    )
+
+
 def own_requirements() -> tuple[str, ...]:
     """The requirement lines of edgeseg's own metadata; of its pyproject.toml when it runs from a checkout."""
     try:
@@ -104,7 +161,12 @@ def _checkout_requirements(path: Path) -> tuple[str, ...]:
         import tomli as tomllib
     project = tomllib.loads(path.read_text(encoding="utf-8"))["project"]
     extras = project.get("optional-dependencies", {}).items()
-    return (*project["dependencies"], *(f'{line}; extra == "{extra}"' for extra, lines in extras for line in lines))
+    found = list(project["dependencies"])
+    for extra, lines in extras:
+        for line in lines:
+            text, _, marker = line.partition(";")
+            found.append(f'{text}; {f"({marker.strip()}) and " if marker else ""}extra == "{extra}"')
+    return tuple(found)
 
 
 def _allowed_cores() -> int:
@@ -126,6 +188,14 @@ class Host:
     importable: Callable[[str], bool] = importable
     imported: Callable[[Iterable[str]], Mapping[str, Facts]] = imported
     output_of: Callable[[Sequence[str]], str | None] = output_of
+    cuda: Callable[[], Facts] = cuda_facts
+
+    def has(self, path: str) -> bool:
+        """Whether there is a file or a folder of that name below the root, as far as this user can see."""
+        try:
+            return (self.root / path).exists()
+        except OSError:
+            return False
 
     def text(self, path: str) -> str | None:
         """The content of a file below the root, or None."""

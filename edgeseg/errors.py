@@ -9,7 +9,8 @@
     │   └── StaleScales                  a scale table of another model, data set or recipe
     ├── GateFailed                   1   the work was done and the result is not good enough
     │   ├── ParityFailed                 the exported graph does not compute what the network computes
-    │   └── AccuracyFailed               nothing within the allowed loss of accuracy
+    │   ├── AccuracyFailed               nothing within the allowed loss of accuracy
+    │   └── PrecisionAbsent              an engine does not compute in the precision it was built for
     ├── MissingOnMachine             3   a package, a device or a driver is not here
     └── CannotTell                   4   too few samples, or the runs cannot be compared
 
@@ -59,6 +60,10 @@ class ParityFailed(GateFailed):
 
 
 class AccuracyFailed(GateFailed):
+    pass
+
+
+class PrecisionAbsent(GateFailed):
     pass
 
 

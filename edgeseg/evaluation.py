@@ -23,7 +23,7 @@ from edgeseg.measure.evaluate import Accuracy
 from edgeseg.measure.evaluate import evaluate as run_over
 from edgeseg.measure.machine import machine, versions
 from edgeseg.segmenter import engine_of
-from edgeseg.selfcheck import require_references, same_place
+from edgeseg.selfcheck import require_elsewhere
 from edgeseg.types import Mask, ModelSpec, Pixels
 
 
@@ -58,7 +58,8 @@ def accuracies(
     keys = {engine.name: cache.key("accuracy", identity(engine), *common) for engine in engines}
     found: dict[str, Accuracy] = {}
     for engine in engines:
-        stored = cache.load("accuracy", keys[engine.name]) if use_cache else None
+        kept = use_cache and not get(engine.backend).built_here
+        stored = cache.load("accuracy", keys[engine.name]) if kept else None
         if stored is not None:
             found[engine.name] = _from_json(stored)
     if missing := [engine for engine in engines if engine.name not in found]:
@@ -106,9 +107,8 @@ def evaluate(
     names = class_names(opened.spec, dataset)
     if not names:
         raise BadInput("neither the bundle nor the data set names the classes; add them to the data set's file")
-    if not same_place(opened, chosen):
-        with open_engine(engine_of(opened, chosen)) as session:
-            require_references(opened, chosen, session)
+    with open_engine(engine_of(opened, chosen)) as session:
+        require_elsewhere(opened, chosen, session)
     reading = read(frames, color=opened.spec.input.frame)
     accuracy = accuracies(
         [engine_of(opened, chosen, {"threads": threads})],

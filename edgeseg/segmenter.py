@@ -55,6 +55,11 @@ class Segmenter(Closing):
         """The engine alone: masks uint8 (N, H, W), or `out`, for frames uint8 (N, H, W, 3) of the network's size."""
         return self._session.run(frames, out)
 
+    @property
+    def fresh(self) -> bool:
+        """Whether the engine was built just now, from the bundle's graph."""
+        return self._session.fresh
+
     def close(self) -> None:
         self._session.close()
 

@@ -5,10 +5,10 @@ from __future__ import annotations
 from typing import Protocol
 
 from edgeseg.backends import get
+from edgeseg.backends.base import Value
 from edgeseg.bundle import Bundle, Variant
 from edgeseg.errors import AccuracyFailed
 from edgeseg.measure.agreement import Agreement, agreement
-from edgeseg.measure.machine import machine
 from edgeseg.types import Frames, Masks
 
 # Other processors and versions round differently; a wrong engine differs by far more than this.
@@ -16,6 +16,10 @@ LEAST_AGREEMENT = 0.98
 
 
 class Runs(Protocol):
+    @property
+    def fresh(self) -> bool:
+        """Whether it was built just now."""
+
     def run(self, frames: Frames) -> Masks: ...
 
 
@@ -25,9 +29,9 @@ def same_place(bundle: Bundle, variant: Variant) -> bool:
     return isinstance(places, dict) and places.get(variant.backend) == place_now(variant.backend)
 
 
-def place_now(backend: str) -> dict[str, str]:
+def place_now(backend: str) -> dict[str, Value]:
     """What the masks of an engine may depend on besides its files."""
-    return {"cpu": str(machine()["cpu"]), backend: get(backend).version()}
+    return dict(get(backend).place())
 
 
 def check_references(bundle: Bundle, variant: Variant, engine: Runs) -> Agreement:
@@ -40,8 +44,8 @@ def check_references(bundle: Bundle, variant: Variant, engine: Runs) -> Agreemen
 
 
 def require_elsewhere(bundle: Bundle, variant: Variant, engine: Runs) -> None:
-    """`require_references`, where this is not the place that the bundle was measured in."""
-    if not same_place(bundle, variant):
+    """`require_references`, where this is not the place that the bundle was measured in, or the engine is new."""
+    if engine.fresh or not same_place(bundle, variant):
         require_references(bundle, variant, engine)
 
 

@@ -3,104 +3,29 @@
 from __future__ import annotations
 
 import re
+import shutil
+import subprocess
 import sys
-from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
-from typing import Any
 
 import pytest
 
 from edgeseg import doctor_host
-from edgeseg.doctor import Finding, diagnose, ready, report
-from edgeseg.doctor_host import Host, imported, own_requirements, parse_requirement, release
-
-REQUIREMENTS = (
-    "click<9,>=8.1",
-    'tomli<3,>=2.0; python_version < "3.11"',
-    'onnxruntime<2,>=1.20; extra == "run"',
-    'opencv-python-headless<6,>=4.8; extra == "run"',
-    'edgeseg[run]; extra == "build"',
-    'onnx<2,>=1.17; extra == "build"',
-    'edgeseg[build]; extra == "torch"',
-    'torch<3,>=2.6; extra == "torch"',
-    'openvino<2027,>=2025.0; extra == "openvino"',
-    'aiohttp<4,>=3.9; extra == "serve"',
-    'pytest; extra == "dev"',
-)
-EVERYTHING = {
-    "click": "8.2",
-    "onnxruntime": "1.32.0",
-    "opencv-python-headless": "5.0.0.93",
-    "onnx": "1.23.2",
-    "torch": "2.13.0+cpu",
-    "openvino": "2026.4.1",
-    "aiohttp": "3.12",
-}
-FACTS: dict[str, dict[str, Any]] = {
-    "onnxruntime": {"version": "1.32.0", "providers": ["CPUExecutionProvider"]},
-    "cv2": {"version": "5.0.0", "build": "Video I/O:\n    GStreamer:                   NO\n"},
-    "onnx": {"version": "1.23.2"},
-    "torch": {"version": "2.13.0+cpu"},
-    "openvino": {"version": "2026.4.1", "devices": ["CPU"]},
-    "aiohttp": {"version": "3.12"},
-}
-X86 = "flags\t\t: fpu avx2 avx512_vnni amx_int8\n\nprocessor : 1\nflags\t\t: fpu avx2 avx512_vnni amx_int8\n"
-MEMORY = "MemTotal:       16777216 kB\nMemFree: 1 kB\nMemAvailable:    8388608 kB\n"
-
-
-def host(
-    root: Path,
-    files: Mapping[str, str] | None = None,
-    *,
-    packages: Mapping[str, str] = EVERYTHING,
-    facts: Mapping[str, Mapping[str, Any]] = FACTS,
-    smi: str | None = None,
-    **changes: Any,
-) -> Host:
-    for name, content in {"proc/cpuinfo": X86, "proc/meminfo": MEMORY, **(files or {})}.items():
-        (root / name).parent.mkdir(parents=True, exist_ok=True)
-        (root / name).write_text(content)
-
-    def answered(modules: Iterable[str]) -> dict[str, Mapping[str, Any]]:
-        return {module: facts[module] for module in modules}
-
-    def output_of(command: Sequence[str]) -> str | None:
-        return smi if command[0] == "nvidia-smi" else None
-
-    plain: dict[str, Any] = {
-        "root": root,
-        "python": (3, 12),
-        "machine": "x86_64",
-        "cores": 8,
-        "allowed_cores": 8,
-        "site": Path("/venv/lib/python3.12/site-packages"),
-        "requirements": REQUIREMENTS,
-        "version": packages.get,
-        "importable": facts.__contains__,
-        "imported": answered,
-        "output_of": output_of,
-    }
-    return Host(**{**plain, **changes})
-
-
-def found(host: Host) -> dict[str, Finding]:
-    findings = diagnose(host)
-    by = {finding.what: finding for finding in findings}
-    assert len(by) == len(findings)
-    for finding in findings:
-        assert finding.state != "ok" or not finding.fix
-        assert "\n" not in finding.fix + finding.detail
-        assert finding.what in report(findings)
-    return by
+from edgeseg.doctor import EXTRAS, diagnose, ready, report
+from edgeseg.doctor_host import Finding, cuda_facts, imported, own_requirements, parse_requirement, release
+from tests.machines import EVERYTHING, FACTS, found, host
 
 
 def test_a_complete_machine_without_a_gpu(tmp_path: Path) -> None:
     by = found(host(tmp_path))
     assert {what for what, finding in by.items() if finding.state != "ok"} == {
-        "nvidia driver",
-        "tensorrt",
-        "tensorrt_rtx",
+        *("nvidia driver", "tensorrt", "tensorrt_rtx", "tensorrt_rtx builder"),
+        *("extra nvidia", "extra tensorrt", "extra tensorrt-rtx"),
     }
+    assert not [finding for finding in by.values() if finding.state in ("missing", "warning")]  # nothing is broken
+    assert by["extra tensorrt"] == Finding(
+        "extra tensorrt", "absent", "cuda-bindings not installed, not needed: no NVIDIA GPU"
+    )
     assert (
         by["extra torch"].detail == "onnxruntime 1.32.0, opencv-python-headless 5.0.0.93, onnx 1.23.2, torch 2.13.0+cpu"
     )
@@ -114,6 +39,8 @@ def test_a_complete_machine_without_a_gpu(tmp_path: Path) -> None:
         "OpenVINO: yes",
         "INT8 on this CPU: worth it, AVX512-VNNI, AMX-INT8",
         "TensorRT: no, because no NVIDIA GPU was found on this machine",
+        "TensorRT-RTX: no, because no NVIDIA GPU was found on this machine",
+        "TensorRT-RTX engines for other machines: no, because tensorrt_rtx is not installed",
     )
 
 
@@ -233,117 +160,6 @@ def test_memory(tmp_path: Path) -> None:
     assert found(host(tmp_path, {"sys/fs/cgroup/memory.max": "max\n"}))["memory"].state == "ok"
 
 
-PCI = "sys/bus/pci/devices/0000:01:00.0"
-OPEN = "NVRM version: NVIDIA UNIX Open Kernel Module for x86_64  575.57.08  Release Build  (dvs-builder)\n"
-CLOSED = "NVRM version: NVIDIA UNIX x86_64 Kernel Module  550.54.15  Tue Mar  5 22:23:56 UTC 2024\n"
-
-
-def test_drivers_of_a_gpu(tmp_path: Path) -> None:
-    card = {f"{PCI}/vendor": "0x10de\n", f"{PCI}/class": "0x030200\n"}
-    bare = found(host(tmp_path / "a", card))
-    assert bare["nvidia driver"].fix == "sudo ubuntu-drivers install"
-    assert bare["tensorrt"].fix == "sudo ubuntu-drivers install"
-    audio = {f"{PCI}/vendor": "0x10de\n", f"{PCI}/class": "0x040300\n"}
-    assert "no NVIDIA GPU" in found(host(tmp_path / "b", audio))["nvidia driver"].detail
-    for text, version in ((OPEN, "575.57.08"), (CLOSED, "550.54.15")):
-        by = found(host(tmp_path / version, {**card, "proc/driver/nvidia/version": text}))
-        assert by["nvidia driver"].detail == f"{version} is loaded"
-        assert by["tensorrt"] == Finding("tensorrt", "missing", "tensorrt is not installed", "pip install tensorrt")
-        assert by["tensorrt_rtx"].fix == "pip install tensorrt-rtx"
-
-
-def test_a_gpu_with_tensorrt(tmp_path: Path) -> None:
-    facts = {**FACTS, "tensorrt": {"version": "10.13.3.9"}}
-    gpu = host(tmp_path, facts=facts, smi="NVIDIA L4, 575.57.08, 8.9\nNVIDIA L4, 575.57.08, 8.9\n")
-    by = found(gpu)
-    assert by["nvidia driver"].detail == "NVIDIA L4, 575.57.08, 8.9; NVIDIA L4, 575.57.08, 8.9"
-    assert by["tensorrt"] == Finding("tensorrt", "ok", "tensorrt 10.13.3.9")
-    assert ready(diagnose(gpu))[-1] == "TensorRT: yes, tensorrt 10.13.3.9"
-    # The same package without a GPU, and with a library missing.
-    assert found(host(tmp_path, facts=facts))["tensorrt"].state == "missing"
-    facts["tensorrt"] = {"error": "ImportError: libnvinfer.so.10: cannot open shared object file"}
-    broken = found(host(tmp_path, facts=facts, smi="NVIDIA L4, 575.57.08, 8.9\n"))["tensorrt"]
-    assert broken.fix == "pip install --force-reinstall tensorrt"
-    assert "libnvinfer.so.10" in broken.detail
-
-
-def l4t(release: int, revision: str) -> dict[str, str]:
-    return {"etc/nv_tegra_release": f"# R{release} (release), REVISION: {revision}, GCID: 38968081, BOARD: generic\n"}
-
-
-@pytest.mark.parametrize(
-    ("release", "revision", "says", "state"),
-    [
-        (32, "7.4", "JetPack 4.6.1 or later, TensorRT 8.2.1 for Python 3.6", "warning"),
-        (32, "5.1", "older than JetPack 4.6.1", "warning"),
-        (35, "4.1", "JetPack 5.1, TensorRT 8.5.2 for Python 3.8", "warning"),
-        (36, "3.0", "JetPack 6.0, TensorRT 8.6.2 for Python 3.10", "ok"),
-        (36, "4.3", "JetPack 6.1 or 6.2, TensorRT 10.3 for Python 3.10", "ok"),
-        (38, "2.0", "JetPack 7.0 or 7.1, TensorRT 10.13 for Python 3.12", "ok"),
-        (40, "1.0", "newer than JetPack 7.1", "warning"),
-    ],
-)
-def test_jetsons(tmp_path: Path, release: int, revision: str, says: str, state: str) -> None:
-    by = found(host(tmp_path, l4t(release, revision), machine="aarch64"))
-    assert by["jetson"].state == state
-    assert says in by["jetson"].detail
-    assert f"R{release}.{revision[0]}" in by["jetson"].detail
-    assert by["nvidia driver"].detail == "part of JetPack"
-    assert by["tensorrt"].fix == "sudo apt-get install python3-libnvinfer"
-    assert by["tensorrt_rtx"].fix == ""
-
-
-def test_an_unreadable_release_is_a_warning(tmp_path: Path) -> None:
-    assert found(host(tmp_path, {"etc/nv_tegra_release": "???"}))["jetson"].state == "warning"
-
-
-def test_jetpacks_tensorrt_is_found_from_a_virtual_environment(tmp_path: Path) -> None:
-    packages = "usr/lib/python3.10/dist-packages"
-    files = {
-        **l4t(36, "4.3"),
-        f"{packages}/tensorrt/tensorrt.so": "",
-        f"{packages}/tensorrt-10.3.0.dist-info/METADATA": "",
-    }
-    orin = host(tmp_path, files, python=(3, 10), site=Path("/venv/lib/python3.10/site-packages"))
-    by = found(orin)
-    assert by["tensorrt"] == Finding(
-        "tensorrt",
-        "missing",
-        "tensorrt 10.3.0 is in /usr/lib/python3.10/dist-packages, where this environment does not look",
-        "echo /usr/lib/python3.10/dist-packages > /venv/lib/python3.10/site-packages/system-tensorrt.pth",
-    )
-    assert ready(diagnose(orin))[-1].startswith("TensorRT: no, because tensorrt 10.3.0 is in /usr/lib")
-    other = found(host(tmp_path, files, python=(3, 12)))["tensorrt"]
-    assert "made for Python 3.10, and this is 3.12" in other.detail
-    assert other.fix == "python3.10 -m venv --system-site-packages .venv"
-
-
-def test_a_tensorrt_for_a_python_that_is_too_old_cannot_be_mended_here(tmp_path: Path) -> None:
-    files = {**l4t(35, "4.1"), "usr/lib/python3.8/dist-packages/tensorrt/tensorrt.so": ""}
-    by = found(host(tmp_path, files, python=(3, 10)))
-    assert "made for Python 3.8, and this is 3.10" in by["tensorrt"].detail
-    assert by["tensorrt"].fix == "edgeseg export BUNDLE --dialect tensorrt -o DIR"
-    debian = "usr/lib/python3/dist-packages/tensorrt/tensorrt.cpython-312-x86_64-linux-gnu.so"
-    by = found(host(tmp_path / "debian", {debian: ""}, smi="NVIDIA L4, 575.57.08, 8.9"))
-    assert by["tensorrt"].fix.startswith("echo /usr/lib/python3/dist-packages > /venv")
-
-
-def test_the_pth_file_that_is_proposed_works(tmp_path: Path) -> None:
-    """With a real environment's mechanism: site.addsitedir reads the file that the fix writes."""
-    packages = tmp_path / "usr" / "lib" / "python3.12" / "dist-packages"
-    gpu = host(
-        tmp_path, {f"{packages.relative_to(tmp_path)}/tensorrt/__init__.py": ""}, smi="L4", site=tmp_path / "site"
-    )
-    words = found(gpu)["tensorrt"].fix.split()
-    assert (words[0], words[2]) == ("echo", ">")
-    (tmp_path / "site").mkdir()
-    Path(words[3]).write_text(str(tmp_path) + words[1] + "\n")
-    code = f"import site, sys; site.addsitedir({str(tmp_path / 'site')!r}); import tensorrt; print(tensorrt.__file__)"
-    printed = doctor_host.output_of([sys.executable, "-c", code])
-    assert printed is not None
-    assert printed.strip() == str(packages / "tensorrt" / "__init__.py")
-
-
 def test_without_metadata_no_bounds_are_known(tmp_path: Path) -> None:
     by = found(host(tmp_path, requirements=()))
     assert by["edgeseg"].state == "warning"
@@ -408,6 +224,29 @@ def test_own_requirements_name_every_extra() -> None:
     assert {"", "run", "build", "torch", "openvino"} <= extras
 
 
+def test_the_extras_that_are_looked_at_exist() -> None:
+    lines = doctor_host._checkout_requirements(Path(doctor_host.__file__).parents[1] / "pyproject.toml")
+    if not lines:
+        pytest.skip("not a checkout")
+    assert set(EXTRAS) <= {requirement.extra for line in lines if (requirement := parse_requirement(line, (3, 12)))}
+
+
+def test_a_checkouts_requirements_keep_their_markers(tmp_path: Path) -> None:
+    (tmp_path / "pyproject.toml").write_text(
+        "[project]\ndependencies = ['a>=1; python_version < \"3.11\"']\n"
+        "[project.optional-dependencies]\nx = ['b>=2', 'c<3; platform_machine == \"x86_64\"']\n"
+    )
+    lines = doctor_host._checkout_requirements(tmp_path / "pyproject.toml")
+    assert lines == (
+        'a>=1; python_version < "3.11"',
+        'b>=2; extra == "x"',
+        'c<3; (platform_machine == "x86_64") and extra == "x"',
+    )
+    parsed = [parse_requirement(line, (3, 12)) for line in lines]
+    assert [(r.name, r.extra) for r in parsed if r] == [("b", "x"), ("c", "x")]
+    assert doctor_host._checkout_requirements(tmp_path / "none.toml") == ()
+
+
 def test_bounds_agree_with_packaging() -> None:
     requirements = pytest.importorskip("packaging.requirements", reason="needs packaging to compare with")
     versions = ["0.1.50", "1", "1.16.9", "1.17", "2", "2.6.1", "4.8", "6.0.0", "2025.0", "2026.4.1", "2027"]
@@ -419,11 +258,60 @@ def test_bounds_agree_with_packaging() -> None:
             assert [theirs.specifier.contains(v) for v in versions] == [ours.admits(v) for v in versions]
 
 
+def test_an_old_edgeseg_without_an_extra_is_not_asked_for_it(tmp_path: Path) -> None:
+    by = found(host(tmp_path, requirements=("click<9,>=8.1", 'onnx<2,>=1.17; extra == "build"')))
+    assert {what for what in by if what.startswith("extra")} == {"extra build"}
+
+
+def test_what_the_cuda_driver_says_here() -> None:
+    facts = cuda_facts()
+    assert "hidden" in facts
+    if "error" in facts:
+        assert "libcuda" in facts["error"]
+        return
+    assert facts["version"] >= 11000
+    for name, major, minor in facts["gpus"]:
+        assert name
+        assert (major, minor) >= (3, 0)
+
+
+DRIVER = """
+#include <string.h>
+int cuDriverGetVersion(int *v) { *v = 12060; return 0; }
+int cuInit(unsigned flags) { return CODE; }
+int cuDeviceGetCount(int *n) { *n = 2; return 0; }
+int cuDeviceGet(int *d, int i) { *d = i; return 0; }
+int cuDeviceGetName(char *name, int size, int d) { strcpy(name, d ? "NVIDIA L4" : "Orin"); return 0; }
+int cuDeviceGetAttribute(int *v, int a, int d) { *v = a == 75 ? 8 : a == 76 ? (d ? 9 : 7) : -1; return 0; }
+"""
+
+
+@pytest.mark.parametrize("code", [0, 100])
+def test_a_cuda_driver_is_asked_through_its_own_interface(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, code: int
+) -> None:
+    compiler = shutil.which("cc") or pytest.skip("needs a C compiler")
+    (tmp_path / "driver.c").write_text(DRIVER)
+    built = ["-shared", "-fPIC", f"-DCODE={code}", "-o", str(tmp_path / "libcuda.so.1"), str(tmp_path / "driver.c")]
+    subprocess.run([compiler, *built], check=True)
+    monkeypatch.setenv("LD_LIBRARY_PATH", str(tmp_path))
+    monkeypatch.setenv("CUDA_VISIBLE_DEVICES", "0,1")
+    gpus = [["Orin", 8, 7], ["NVIDIA L4", 8, 9]]
+    assert cuda_facts() == {"hidden": "0,1", "version": 12060, "code": code, "gpus": [] if code else gpus}
+
+
+def test_a_cuda_driver_that_says_nothing_is_an_error(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(doctor_host, "CUDA", "import os, signal; os.kill(os.getpid(), signal.SIGSEGV)")
+    assert "crashed" in cuda_facts()["error"]
+
+
 def test_this_machine() -> None:
     pytest.importorskip("onnxruntime", reason="needs edgeseg[run]")
     before = set(sys.modules)
     findings = diagnose()
-    assert {"torch", "onnx", "onnxruntime", "openvino", "cv2"}.isdisjoint(set(sys.modules) - before)
+    assert {"torch", "onnx", "onnxruntime", "openvino", "cv2", "tensorrt", "tensorrt_rtx"}.isdisjoint(
+        set(sys.modules) - before
+    )
     by = {finding.what: finding for finding in findings}
     assert by["python"].state == "ok"
     assert by["extra run"].state in ("ok", "warning")

@@ -24,6 +24,7 @@ from edgeseg.pipeline.rewriting.layer_graph import after, frames_for, layer_grap
 from edgeseg.pipeline.rewriting.layer_times import Pieces, layer_times, network_times, undisturbed
 from edgeseg.rewrite.values import Conv, Fork, Shuffle, Take, macs
 from edgeseg.types import LOGITS, MASK
+from tests.backends.test_sessions import BACKENDS
 
 DENSE = Conv(8, 16, (3, 3), padding=(1, 1))
 DEPTHWISE = Conv(8, 8, (3, 3), padding=(1, 1), groups=8)
@@ -94,7 +95,7 @@ def test_all_of_the_layer_is_quantized(dialect: str, name: str) -> None:
     assert set(convolutions[:-1]) <= set(chosen)  # the last makes the scores
 
 
-@pytest.mark.parametrize("backend", backends.installed())
+@pytest.mark.parametrize("backend", BACKENDS)
 @pytest.mark.parametrize("precision", ["fp32", "int8"])
 def test_every_choice_gets_a_time(backend: str, precision: Any) -> None:
     wanted = [(conv, SIZE, [pieces]) for conv, pieces in CHOICES.values()]

@@ -11,12 +11,13 @@ from abc import ABC, abstractmethod
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from types import TracebackType
-from typing import Protocol, TypeVar
+from typing import Literal, Protocol, TypeVar
 
 from edgeseg.errors import BadInput
-from edgeseg.measure.machine import usable_cores
+from edgeseg.measure.machine import machine, usable_cores
 from edgeseg.types import Frames, Masks, Precision
 
+Decision = Literal["graph", "host"]
 Value = str | int | float | bool
 Settings = Mapping[str, Value]
 C = TypeVar("C", bound="Closing")
@@ -59,6 +60,7 @@ class Session(Closing):
     """An opened engine. Not to be shared between threads."""
 
     batch: int = 1  # how many frames it takes at once; 0 for any number
+    fresh: bool = False  # whether it was built just now, and nobody has looked at its masks yet
 
     @abstractmethod
     def run(self, frames: Frames, out: Masks | None = None) -> Masks:
@@ -72,10 +74,28 @@ class Session(Closing):
 class Backend(Protocol):
     """One runtime. `open` raises MissingOnMachine where the runtime is not installed, ModelError where it refuses."""
 
-    name: str
-    isolate: bool  # whether opening a graph for the first time may end the process: try it in a child
+    @property
+    def name(self) -> str: ...
+
+    @property
+    def isolate(self) -> bool:
+        """Whether opening a graph for the first time may end the process: try it in a child."""
+
+    @property
+    def built_here(self) -> bool:
+        """Whether engines are made on the machine they run on, so that two of one graph may answer differently."""
+
+    @property
+    def decisions(self) -> tuple[Decision, ...]:
+        """Where the decision between the classes is worth timing; the likely winner first."""
 
     def version(self) -> str: ...
+
+    def place(self) -> Mapping[str, Value]:
+        """What its masks may depend on besides an engine's files: versions, processor, GPU."""
+
+    def half_graphs(self, precision: Precision) -> bool:
+        """Whether half precision must be written into a graph of this precision, and is not done by the runtime."""
 
     def settings(self, precision: Precision) -> tuple[Settings, ...]:
         """The settings worth timing on this machine for a graph of this precision; the likely winner first."""
@@ -94,6 +114,11 @@ def threads_allowed() -> int:
     return max(1, round(usable_cores()))
 
 
+def cpu_place(backend: str, version: str) -> dict[str, Value]:
+    """What the masks of an engine on the CPU may depend on besides its files."""
+    return {"cpu": str(machine()["cpu"]), backend: version}
+
+
 _KNOWN: dict[str, tuple[Value, ...]] = {
     "decision": ("graph", "host"),
     "optimization": ("all", "extended", "basic", "off"),
@@ -106,6 +131,8 @@ def check_settings(engine: Engine) -> None:
     for key, value in engine.settings.items():
         if key in _KNOWN:
             good, wanted = value in _KNOWN[key], " or ".join(map(str, _KNOWN[key]))
+        elif engine.backend.startswith("tensorrt") and _is_option(key):
+            continue
         elif key == "threads":
             good, wanted = type(value) is int and 0 <= value <= 4096, "a number of threads"
         elif key == "threshold":
@@ -114,3 +141,10 @@ def check_settings(engine: Engine) -> None:
             good, wanted = False, "a setting that edgeseg knows"
         if not good:
             raise BadInput(f"engine '{engine.name}': the setting {key} = {value!r} is not {wanted}. Build it again.")
+
+
+def _is_option(key: str) -> bool:
+    """Whether TensorRT's own check of its options will look at this setting."""
+    from edgeseg.backends.tensorrt.options import OPTION_NAMES
+
+    return key in OPTION_NAMES

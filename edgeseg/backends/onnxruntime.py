@@ -13,13 +13,15 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from edgeseg.backends.base import Engine, Session, Settings, threads_allowed
+from edgeseg.backends.base import Decision, Engine, Session, Settings, Value, cpu_place, threads_allowed
 from edgeseg.backends.decide import decide
 from edgeseg.errors import ModelError, need
 from edgeseg.types import FRAME, LOGITS, Frames, Masks, Precision
 
 name = "onnxruntime"
 isolate = False
+built_here = False
+decisions: tuple[Decision, ...] = ("host", "graph")
 
 
 def _runtime() -> ModuleType:
@@ -30,6 +32,15 @@ def _runtime() -> ModuleType:
 
 def version() -> str:
     return str(_runtime().__version__)
+
+
+def place() -> dict[str, Value]:
+    return cpu_place(name, version())
+
+
+def half_graphs(precision: Precision) -> bool:
+    """Never: it has no half precision of its own."""
+    return False
 
 
 def settings(precision: Precision) -> tuple[Settings, ...]:

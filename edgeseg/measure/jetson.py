@@ -21,7 +21,7 @@ _LOADS = (  # 0 to 1000
     "sys/devices/*.g*/load",  # 17000000.gv11b, 57000000.gpu
     "sys/class/devfreq/*.g*/device/load",
 )
-_GPU = re.compile(r"\.(gpu|gm20b|gp10b|gv11b|ga10b|gb10b)$")
+_GPU = re.compile(r"\.(gpu|gm20b|gp10b|gv11b|ga10b|gb10b)$|^gpu-gpc-0$")  # the last is Thor's
 _WHOLE = ("VDD_IN", "POM_5V_IN")  # the rail that feeds the module, where there is one
 
 

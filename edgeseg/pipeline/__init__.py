@@ -14,6 +14,7 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, get_args
 
+from edgeseg.backends import Settings
 from edgeseg.bundle import Bundle, write_bundle
 from edgeseg.console import Console
 from edgeseg.data import load_dataset
@@ -22,6 +23,7 @@ from edgeseg.evaluation import class_names
 from edgeseg.files import require_writable
 from edgeseg.measure.latency import summarize
 from edgeseg.measure.machine import machine, peak_rss_mb, versions
+from edgeseg.pipeline.again import known, on_references
 from edgeseg.pipeline.assemble import assemble
 from edgeseg.pipeline.baseline import baseline_for
 from edgeseg.pipeline.calibrate import calibrated, quantized, recipe_named
@@ -59,6 +61,7 @@ def build(
     eval_split: str | None = None,
     precision: Precision = "fp32",
     backend: str | None = None,
+    trt: Settings | None = None,
     recipe: str | Path = "mse",
     samples: int | None = None,
     rewrite: Wish | None = None,
@@ -73,37 +76,31 @@ def build(
 ) -> Built:
     """Build a bundle from a trained network and measure it: the fastest engine within the allowed loss of accuracy.
 
-    `model`: state dict, TorchScript, .pt2, .onnx, or a pickled module with `trust_pickle`. `spec`: by default the
-    TOML file beside it. `data`, `split`: frames to calibrate on, needed for "int8". `eval_split`: frames for the
-    verdict, by default "val" if there is one, else what `split` has left. `max_miou_drop`: points of 100 (without
-    labels, of agreement with FP32). `quick`: fewer frames and rounds and no bias correction, for a first look.
+    `model`: state dict, TorchScript, .pt2, .onnx, a pickled module with `trust_pickle`, or a bundle that was built
+    elsewhere, whose graph and scales then become engines of this machine. `spec`: by default the TOML file beside it.
+    `data`, `split`: frames to calibrate on, needed for "int8" unless a bundle brings its scales. `eval_split`: frames
+    for the verdict, by default "val" if there is one, else what `split` has left. `trt`: settings for engines of
+    TensorRT (edgeseg.backends.tensorrt.options). `max_miou_drop`: points of 100 (without labels, of agreement with
+    FP32). `quick`: fewer frames and rounds and no bias correction, for a first look.
 
     Raises ModelError, SpecError, DatasetError, ParityFailed (the graph does not compute what the network computes),
-    AccuracyFailed (no engine is accurate enough), MissingOnMachine (a package is not installed).
+    AccuracyFailed (no engine is accurate enough), PrecisionAbsent (an engine lacks the precision it was built for),
+    MissingOnMachine (a package, a driver or a GPU is not here).
     """
-    if rewrite is not None:
-        need("torch", extra="torch", why="Rewriting a network")
-        from edgeseg.pipeline.rewriting.run import checked
-
-        if dynamic:
-            raise BadInput("a network is rewritten for one size: build without --dynamic, or without --rewrite")
-        if data is None:
-            raise BadInput("rewriting needs real frames to fit to: say --data DATASET.toml (or a folder of images)")
-        checked(rewrite, Path(model))
-    if precision not in get_args(Precision):
-        raise BadInput(f"there is no precision '{precision}'; there are: {', '.join(get_args(Precision))}")
-    if not (math.isfinite(max_miou_drop) and max_miou_drop >= 0):
-        raise BadInput(f"max_miou_drop is a number of points, 0 or more; {max_miou_drop} came")
-    if samples is not None and samples < 1:
-        raise BadInput(f"samples is a number of frames, 1 or more; {samples} came")
-    if out is not None:
-        require_writable(Path(out))
+    _check(model, precision, rewrite, data, dynamic, samples, max_miou_drop, out)
     console = console or Console()
     effort = replace(QUICK if quick else Effort(), **({} if samples is None else {"samples": samples}))
     chosen_recipe = recipe_named(recipe)
-    read_spec = spec_for(model, spec)
+    before = known(Path(model))
+    if before is not None and (spec is not None or dynamic or opset is not None or rewrite is not None):
+        raise BadInput(
+            f"{model} is a bundle: its graph is made. --spec, --dynamic, --opset and --rewrite need the model"
+        )
+    read_spec = before.fp32.spec if before is not None else spec_for(model, spec)
     dataset = load_dataset(data) if data is not None else None
-    if dataset is None and precision == "int8":
+    if before is not None and before.table is None and dataset is None and precision == "int8":
+        raise BadInput(f"{model} was built without calibration: say --data DATASET.toml, or build it with --int8 first")
+    if dataset is None and before is None and precision == "int8":
         raise BadInput(
             "INT8 needs real frames to calibrate on: say --data DATASET.toml (or a folder of images). "
             "Random data would give scales that look right and masks that are wrong."
@@ -112,29 +109,37 @@ def build(
     read_spec = replace(read_spec, output=replace(read_spec.output, classes=names))
 
     calibration, verdict, some = frames_for(dataset, split, eval_split, effort, read_spec)
-    if precision == "int8" and not verdict:
+    if precision == "int8" and not verdict and before is None:
         raise BadInput(
             "INT8 needs frames to judge by besides those to calibrate on: add frames, labelled or not, to the data set"
         )
-    look = look_at(some, read_spec, effort.look)
-    fp32, intake_row = ingest(
-        Path(model),
-        read_spec,
-        look,
-        trust_pickle=trust_pickle,
-        dynamic=dynamic,
-        opset=opset,
-        quick=quick,
-        use_cache=use_cache,
-        console=console,
-    )
+    runs_on = runtimes(backend, console)
+    if before is not None:
+        look = look_at(some, read_spec, effort.look) if some is not None or not before.frames else list(before.frames)
+        fp32, intake_row = replace(before.fp32, spec=read_spec), before.intake
+    else:
+        look = look_at(some, read_spec, effort.look)
+        fp32, intake_row = ingest(
+            Path(model),
+            read_spec,
+            look,
+            trust_pickle=trust_pickle,
+            dynamic=dynamic,
+            opset=opset,
+            quick=quick,
+            use_cache=use_cache,
+            console=console,
+        )
     baseline = baseline_for(fp32, calibration, quick=quick, use_cache=use_cache, console=console)
     table, int8 = None, {}
-    runs_on = runtimes(backend, console)
-    if precision == "int8" and calibration is not None:
-        table = calibrated(fp32, calibration, chosen_recipe, use_cache, console)
+    if precision == "int8":
+        if before is not None and before.table is not None:
+            table = before.table
+        else:
+            assert calibration is not None  # without frames the build has ended above
+            table = calibrated(fp32, calibration, chosen_recipe, use_cache, console)
         int8 = quantized(fp32, table, runs_on, look[: effort.correct], use_cache, console)
-    tried = engines_for(fp32, int8, runs_on, precision, look, effort, console)
+    tried = engines_for(fp32, int8, runs_on, precision, look, effort, console, trt)
     small: Shrunk | None = None
     if rewrite is not None:
         assert dataset is not None
@@ -163,9 +168,12 @@ def build(
             console=console,
         )
         others = quantize(small.graph, runs_on) if precision == "int8" else {}
-        tried = joined(tried, engines_for(small.graph, others, runs_on, precision, look, effort, console))
+        tried = joined(tried, engines_for(small.graph, others, runs_on, precision, look, effort, console, trt))
     engines = tried.engines
     accuracy = measured_accuracy(engines, read_spec, dataset, verdict, use_cache, console)
+    judged = document.evaluation_row(accuracy, verdict) if accuracy and verdict else None
+    if before is not None and before.frames and not accuracy:
+        accuracy, judged = on_references(tried)
     with console.step("race") as step:
         with console.bar(effort.rounds, "race") as done:
             times = race(
@@ -193,16 +201,23 @@ def build(
         "schema": "edgeseg.build/1",
         "name": read_spec.name,
         "classes": list(names),
-        "palette": [list(colour) for colour in dataset.palette] if dataset else None,
+        "palette": [list(colour) for colour in dataset.palette] if dataset else before and before.palette,
         "asked": precision,
         "metric": metric,
         "max_drop": max_miou_drop,
         "quick": quick,
         "intake": intake_row,
-        "calibration": document.calibration_row(table, calibration) if table and calibration else None,
-        "evaluation": document.evaluation_row(accuracy, verdict) if accuracy and verdict else None,
-        "baseline": baseline.to_json() if baseline else None,
-        "engines": [document.engine_row(e, latency[e.name].to_json(), accuracy.get(e.name), names) for e in engines],
+        "calibration": before.calibration
+        if before is not None and before.table is not None
+        else document.calibration_row(table, calibration)
+        if table and calibration
+        else None,
+        "evaluation": judged,
+        "baseline": baseline.to_json() if baseline else before and before.baseline,
+        "engines": [
+            document.engine_row(e, latency[e.name].to_json(), accuracy.get(e.name), names, tried.built.get(e.name))
+            for e in engines
+        ],
         "settings_tried": tried.settings,
         "rejected": tried.rejected,
         "rewriting": small.to_json(engines, latency, accuracy, names, verdict.split.name, console.seconds)
@@ -220,3 +235,33 @@ def build(
     if rewrite is not None and small is not None:
         small.forget()
     return built
+
+
+def _check(
+    model: str | Path,
+    precision: str,
+    rewrite: Wish | None,
+    data: str | Path | None,
+    dynamic: bool,
+    samples: int | None,
+    max_miou_drop: float,
+    out: str | Path | None,
+) -> None:
+    """What can be said before anything is read."""
+    if rewrite is not None:
+        need("torch", extra="torch", why="Rewriting a network")
+        from edgeseg.pipeline.rewriting.run import checked
+
+        if dynamic:
+            raise BadInput("a network is rewritten for one size: build without --dynamic, or without --rewrite")
+        if data is None:
+            raise BadInput("rewriting needs real frames to fit to: say --data DATASET.toml (or a folder of images)")
+        checked(rewrite, Path(model))
+    if precision not in get_args(Precision):
+        raise BadInput(f"there is no precision '{precision}'; there are: {', '.join(get_args(Precision))}")
+    if not (math.isfinite(max_miou_drop) and max_miou_drop >= 0):
+        raise BadInput(f"max_miou_drop is a number of points, 0 or more; {max_miou_drop} came")
+    if samples is not None and samples < 1:
+        raise BadInput(f"samples is a number of frames, 1 or more; {samples} came")
+    if out is not None:
+        require_writable(Path(out))

@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
+from functools import cached_property
+from typing import Any
 
 import numpy as np
 
 from edgeseg import backends
-from edgeseg.backends import Engine
+from edgeseg.backends import Engine, Settings
 from edgeseg.backends.onnxruntime import probe
 from edgeseg.console import Console
 from edgeseg.data import Dataset, Reading
@@ -16,6 +18,9 @@ from edgeseg.errors import MissingOnMachine, ModelError
 from edgeseg.evaluation import accuracies
 from edgeseg.measure.evaluate import Accuracy
 from edgeseg.pipeline.frames import Effort
+from edgeseg.pipeline.read_back import read_back
+from edgeseg.quantize.half import half
+from edgeseg.quantize.half_ranges import largest_seen
 from edgeseg.trials.candidates import candidates
 from edgeseg.trials.isolate import try_engines
 from edgeseg.trials.race import best_settings
@@ -24,6 +29,17 @@ from edgeseg.types import MASK, Frames, Masks, ModelSpec, OnnxModel, Pixels, Pre
 HALVES = ("fp16", "bf16")
 REWRITTEN = "rewritten"
 LEAST_AGREEMENT = 0.5  # with FP32, of an engine just opened: below, it is not a loss of accuracy but a wrong answer
+
+
+class Largest:
+    """The largest magnitude of each tensor on real frames, found when a half-precision graph first asks for it."""
+
+    def __init__(self, fp32: OnnxModel, frames: Sequence[Pixels]) -> None:
+        self._fp32, self._frames = fp32, frames
+
+    @cached_property
+    def seen(self) -> Mapping[str, float]:
+        return largest_seen(self._fp32, probe, [frame[None] for frame in self._frames])
 
 
 @dataclass(frozen=True, slots=True)
@@ -35,19 +51,28 @@ class Tried:
     expected: Masks  # what the FP32 graph answers for them
     rejected: list[dict[str, str]]  # name and why
     settings: list[str]  # names of all that were tried
+    built: Mapping[str, dict[str, Any]] = field(default_factory=dict)  # what was read back from engines made here
 
 
 def runtimes(backend: str | None, console: Console) -> tuple[str, ...]:
     """The backend asked for, or all that are installed. Raises MissingOnMachine, BadInput."""
     if backend is not None:
-        backends.get(backend).version()  # says what is missing and how to install it
+        try:
+            backends.get(backend).version()  # says what is missing and how to install it
+        except MissingOnMachine as error:
+            if not backends.get(backend).built_here:
+                raise
+            raise MissingOnMachine(
+                f"{error} Or build here without --backend, and on the device that has it: "
+                f"edgeseg build BUNDLE --backend {backend}"
+            ) from error
         return (backend,)
     good = []
     for name in backends.installed():
         try:
             backends.get(name).version()
         except MissingOnMachine as error:  # installed, but broken: the others can still run
-            console.say(f"           out: {error}")
+            console.say(f"           out: {str(error).partition('. ')[0]}")
             continue
         good.append(name)
     return tuple(good)
@@ -61,10 +86,12 @@ def engines_for(
     frames: Sequence[Pixels],
     effort: Effort,
     console: Console,
+    asked: Settings | None = None,
 ) -> Tried:
     """One engine for each runtime and precision, with the settings that are fastest here.
 
-    `int8`: the quantized graph for each runtime, where INT8 is wanted. Raises MissingOnMachine.
+    `int8`: the quantized graph for each runtime, where INT8 is wanted. `asked`: settings that a user wants of a
+    TensorRT build. Raises MissingOnMachine, and PrecisionAbsent where an engine lacks the precision asked for.
     """
     finalists: list[Engine] = []
     masks: dict[str, Masks] = {}
@@ -72,10 +99,14 @@ def engines_for(
     with console.step("candidates") as step:
         groups: dict[tuple[str, Precision], tuple[Engine, ...]] = {}
         failed: dict[str, str] = {}
+        largest = Largest(fp32, frames)
         for name in names:
-            for kind, model in _graphs(fp32, int8.get(name), precision, backends.get(name).halves()[: effort.halves]):
+            more = asked if asked and name.startswith("tensorrt") else {}
+            for kind, settings in _wanted(precision, name, effort):
                 try:
-                    groups[name, kind] = candidates(model, name, kind)[: effort.settings]
+                    model = _written(fp32, int8.get(name), kind, settings, name, largest)
+                    found = candidates(model, name, kind, [settings], more)
+                    groups[name, kind] = (*groups.get((name, kind), ()), *found)[: effort.settings]
                 except ModelError as error:  # another runtime may know the operators that this one does not
                     failed[f"{name}-{kind}"] = str(error)
         everyone = [engine for engines in groups.values() for engine in engines]
@@ -98,13 +129,15 @@ def engines_for(
             f"FP16 was asked for, and none of {', '.join(names)} computes in half precision on this processor. "
             "Build with --fp32 or --int8, or on a machine that does (edgeseg doctor says what this one can)."
         )
+    back = read_back(finalists, precision)
+    failed |= back.lacking
     if precision == "int8":
         failed |= _hopeless(finalists, medians)
     rejected = [{"name": name, "why": why} for name, why in failed.items()]
     for row in rejected:
         console.say(f"           out: {row['name']}: {row['why']}")
     engines = tuple(engine for engine in finalists if engine.name not in failed)
-    return Tried(engines, masks, expected, rejected, [engine.name for engine in everyone])
+    return Tried(engines, masks, expected, rejected, [engine.name for engine in everyone], back.rows)
 
 
 def joined(original: Tried, rewritten: Tried) -> Tried:
@@ -119,20 +152,36 @@ def joined(original: Tried, rewritten: Tried) -> Tried:
         original.expected,
         [*original.rejected, *({**row, "name": name(row["name"])} for row in rewritten.rejected)],
         [*original.settings, *map(name, rewritten.settings)],
+        {**original.built, **{name(engine): row for engine, row in rewritten.built.items()}},
     )
 
 
-def _graphs(
-    fp32: OnnxModel, int8: OnnxModel | None, precision: Precision, halves: Sequence[Precision]
-) -> Iterator[tuple[Precision, OnnxModel]]:
-    """The graphs that a backend is to be measured with. FP32 is always among them: it is the yardstick."""
-    yield "fp32", fp32
-    if precision == "fp32":
-        return
-    for half in halves:
-        yield half, fp32  # the runtime computes the FP32 graph in half precision
-    if int8 is not None:
-        yield "int8", int8
+def _wanted(precision: Precision, name: str, effort: Effort) -> Iterator[tuple[Precision, Settings]]:
+    """What a backend is to be measured in, and how. FP32 is always among them: it is the yardstick."""
+    runtime = backends.get(name)
+    halves = runtime.halves()[: effort.halves]
+    kinds: dict[Precision, tuple[Precision, ...]] = {
+        "fp32": (),
+        "fp16": halves,
+        "bf16": halves,
+        "int8": (*halves, "int8"),
+    }
+    for kind in ("fp32", *kinds[precision]):
+        for settings in runtime.settings(kind):
+            yield kind, settings
+
+
+def _written(
+    fp32: OnnxModel, int8: OnnxModel | None, kind: Precision, settings: Settings, name: str, largest: Largest
+) -> OnnxModel:
+    """The graph for a precision: where the runtime computes an FP32 graph in half precision by itself, that one."""
+    runtime = backends.get(name)
+    if kind == "int8":
+        if int8 is None:
+            raise ModelError(f"{name} has no INT8 graph of this network")
+        mixed = settings.get("arithmetic") == "f16" and runtime.half_graphs("int8")
+        return half(int8, largest=largest.seen).model if mixed else int8
+    return half(fp32, largest=largest.seen).model if kind in HALVES and runtime.half_graphs(kind) else fp32
 
 
 def _hopeless(finalists: Sequence[Engine], medians: Mapping[str, float]) -> dict[str, str]:

@@ -11,6 +11,8 @@ from edgeseg.quantize.dialects import (
     TENSORRT,
     Dialect,
 )
+from edgeseg.quantize.half import Half, half
+from edgeseg.quantize.half_ranges import largest_seen
 from edgeseg.quantize.placement import Placement, place
 from edgeseg.quantize.write import quantize
 
@@ -24,8 +26,11 @@ __all__ = [
     "Biases",
     "Dialect",
     "Graph",
+    "Half",
     "Placement",
     "corrected_biases",
+    "half",
+    "largest_seen",
     "place",
     "quantize",
 ]

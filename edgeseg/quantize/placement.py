@@ -115,6 +115,11 @@ def place(graph: Graph, dialect: Dialect, *, keep_float: Iterable[str] = ()) -> 
             moves |= _moved(graph, tensor, tensor)
         for concat in concats:
             moves |= _moved(graph, concat, concat)
+    if dialect.at_convolutions:
+        for node in chosen:
+            tensor = node.input[0]
+            if tensor not in sources and (above := next(_sources(graph, tensor, {}), None)) is not None:
+                moves[tensor] = above  # with one scale a concatenation, that of any of its parts
     quantizers = {tensor: groups.of(tensor) for tensor in (*sources, *(concats if dialect.closed else ()))}
     return Placement(tuple(node.name for node in chosen), quantizers, moves, floats)
 

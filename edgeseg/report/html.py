@@ -109,6 +109,11 @@ def _build(report: Mapping[str, Any]) -> str:
         )
     if evaluation := report["evaluation"]:
         facts.append(f"verdict on {evaluation['frames']:d} frames of “{escape(evaluation['split'])}”")
+    facts += [
+        escape(f"{engine['name']} runs in " + "; ".join((engine["built"]["summary"], *engine["built"]["repairs"])))
+        for engine in report["engines"]
+        if engine.get("built")
+    ]
     body = table(header, rows, "notes") + f"<p>Handed over: <b>{escape(report['chosen'])}</b></p><ul>{reasons}</ul>"
     return f"<h2>Build of {escape(report['name'])}</h2>{body}<ul>{''.join(f'<li>{f}</li>' for f in facts)}</ul>" + (
         _classes(report)

@@ -63,6 +63,11 @@ def build_table(report: Mapping[str, Any]) -> str:
     lines = [f"{report['name']}: {_frames(report)}", "", table(header, rows), ""]
     lines += [f"* handed over: {report['chosen']}"]
     lines += [f"  {reason}" for reason in report["reasons"]]
+    for engine in engines:
+        built = engine.get("built")  # documents of earlier versions have none
+        if built:
+            lines.append(f"  {engine['name']} runs in {built['summary']}")
+            lines += [f"    {repair}" for repair in built["repairs"]]
     lines += [f"  out: {row['name']}: {row['why']}" for row in report["rejected"]]
     missing = {r for e in engines for name, r in e["latency_ms"]["reasons"].items() if name == "p90"}
     lines += [f"  p90: {reason}" for reason in sorted(missing)]

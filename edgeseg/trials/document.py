@@ -25,8 +25,9 @@ def engine_row(
     latency: Mapping[str, Any],
     accuracy: Accuracy | None,
     names: Sequence[str],
+    built: Mapping[str, Any] | None = None,
 ) -> dict[str, Any]:
-    """One engine: what it is, how fast, how accurate."""
+    """One engine: what it is, how fast, how accurate; where it was built here, what was read back from it."""
     row: dict[str, Any] = {
         "name": engine.name,
         "backend": engine.backend,
@@ -37,6 +38,7 @@ def engine_row(
         "agreement": None,
         "boundary_agreement": None,
         "miou": None,
+        "built": None if built is None else dict(built),
     }
     if accuracy is not None:
         row["agreement"] = accuracy.agreement.overall

@@ -30,6 +30,7 @@ from edgeseg.measure.latency import InTurn, interleave
 from edgeseg.measure.machine import machine, versions
 from edgeseg.pipeline.calibrate import dialect_for
 from edgeseg.pipeline.rewriting.layer_graph import after, frames_for, layer_graph
+from edgeseg.quantize.half import half
 from edgeseg.rewrite.values import Conv, Pair, Piece
 from edgeseg.trials.candidates import cut_decision
 from edgeseg.trials.isolate import try_engines
@@ -153,10 +154,11 @@ def undisturbed(samples_ns: Sequence[int]) -> float:
 
 
 def _where(backend: str, precision: Precision, threads: int, settings: Settings | None) -> _Where:
-    told = dict(backends.get(backend).settings(precision)[0] if settings is None else settings)
+    runtime = backends.get(backend)
+    told = dict(runtime.settings(precision)[0] if settings is None else settings)
     told["threads"] = threads or int(told.get("threads", 0)) or threads_allowed()
     told.pop("threshold", None)  # of another network's scores
-    decision = str(told.pop("decision", "host"))
+    decision = str(told.pop("decision", runtime.decisions[0]))
     return _Where(backend, precision, told, decision)
 
 
@@ -257,6 +259,8 @@ def _engine(name: str, inputs: int, size: Pair, pieces: Pieces, where: _Where) -
     model = layer_graph(inputs, size, pieces)
     if where.precision == "int8":
         model = _quantized(model, where.backend)
+        if where.settings.get("arithmetic") == "f16" and backends.get(where.backend).half_graphs("int8"):
+            model = half(model).model
     return _told(name, model, where)
 
 
