@@ -11,8 +11,8 @@ from __future__ import annotations
 import hashlib
 import os
 import tempfile
-from collections.abc import Iterator
-from contextlib import contextmanager
+from collections.abc import Callable, Iterator
+from contextlib import ExitStack, contextmanager
 from pathlib import Path
 
 
@@ -45,37 +45,44 @@ def load(kind: str, entry: str) -> bytes | None:
     return data if hashlib.sha256(data).digest() == checksum else None
 
 
-def store(kind: str, entry: str, data: bytes) -> None:
-    """Keep `data`. A cache that cannot be written is no cache: the build goes on without it."""
+def store(kind: str, entry: str, data: bytes) -> bool:
+    """Keep `data`; whether that went well. A cache that cannot be written is no cache: the build goes on without it."""
     target = folder() / kind / entry
     try:
         target.parent.mkdir(parents=True, exist_ok=True)
         descriptor, name = tempfile.mkstemp(dir=target.parent)
     except OSError:
-        return
+        return False
     try:
         with os.fdopen(descriptor, "wb") as file:
-            file.write(hashlib.sha256(data).digest() + data)
+            file.write(hashlib.sha256(data).digest())
+            file.write(data)
         Path(name).replace(target)  # atomic: another build sees all of it or nothing
     except OSError:
         Path(name).unlink(missing_ok=True)
+        return False
+    return True
 
 
 @contextmanager
-def locked(kind: str, entry: str) -> Iterator[None]:
+def locked(kind: str, entry: str, waiting: Callable[[], object] = lambda: None) -> Iterator[None]:
     """Between reading an entry and writing it again, so that of two processes none takes back what the other added.
 
-    Where the system has no file locks, or the folder cannot be written, nobody waits.
+    `waiting` is called once if another process has it. Where the system has no file locks (as some network file
+    systems), or the folder cannot be written, nobody waits.
     """
-    try:
-        import fcntl
+    with ExitStack() as stack:
+        try:
+            import fcntl
 
-        path = folder() / kind / f"{entry}.lock"
-        path.parent.mkdir(parents=True, exist_ok=True)
-        file = path.open("w")
-    except (ImportError, OSError):
-        yield
-        return
-    with file:
-        fcntl.flock(file, fcntl.LOCK_EX)  # released when the file is closed, also by a process that dies
+            path = folder() / kind / f"{entry}.lock"
+            path.parent.mkdir(parents=True, exist_ok=True)
+            file = stack.enter_context(path.open("w"))  # closing releases, also of a process that dies
+            try:
+                fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            except BlockingIOError:
+                waiting()
+                fcntl.flock(file, fcntl.LOCK_EX)
+        except (ImportError, OSError):
+            stack.close()
         yield

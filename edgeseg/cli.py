@@ -140,7 +140,8 @@ def main() -> None:
     type=TRT,
     multiple=True,
     help="For TensorRT engines, repeated: workspace=2GB, level=0 to 5, tf32=off, version-compatible, "
-    "hardware=ampere+|same-capability, sparse, dla=0, shapes=LEAST:BEST:MOST, cuda-graph=off, fallback.",
+    "hardware=ampere+|same-capability, sparse, dla=0, shapes=LEAST:BEST:MOST, no-external-tactics, "
+    "cuda-graph=off, fallback.",
 )
 @click.option("--recipe", default="mse", show_default=True, help="How ranges are taken: a name or a TOML file.")
 @click.option("--samples", type=click.IntRange(1), help="Frames to calibrate on, at most.  [default: 64]")

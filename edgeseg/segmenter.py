@@ -57,8 +57,12 @@ class Segmenter(Closing):
 
     @property
     def fresh(self) -> bool:
-        """Whether the engine was built just now, from the bundle's graph."""
+        """Whether the engine was built on this machine, and nobody has compared its masks yet."""
         return self._session.fresh
+
+    def checked(self) -> None:
+        """Its masks were compared and are right."""
+        self._session.checked()
 
     def close(self) -> None:
         self._session.close()

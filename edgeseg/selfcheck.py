@@ -18,7 +18,10 @@ LEAST_AGREEMENT = 0.98
 class Runs(Protocol):
     @property
     def fresh(self) -> bool:
-        """Whether it was built just now."""
+        """Whether it was built on this machine, and nobody has compared its masks yet."""
+
+    def checked(self) -> None:
+        """It was compared, and is right."""
 
     def run(self, frames: Frames) -> Masks: ...
 
@@ -44,7 +47,7 @@ def check_references(bundle: Bundle, variant: Variant, engine: Runs) -> Agreemen
 
 
 def require_elsewhere(bundle: Bundle, variant: Variant, engine: Runs) -> None:
-    """`require_references`, where this is not the place that the bundle was measured in, or the engine is new."""
+    """`require_references`, where this is not the place that the bundle was measured in, or nobody did it before."""
     if engine.fresh or not same_place(bundle, variant):
         require_references(bundle, variant, engine)
 
@@ -59,3 +62,5 @@ def require_references(bundle: Bundle, variant: Variant, engine: Runs) -> None:
             f"this machine, {100 * LEAST_AGREEMENT:g} % are needed. Do not use it here: open another variant "
             f"({others or 'there is none'}), or build the bundle on this machine."
         )
+    if bundle.references:
+        engine.checked()

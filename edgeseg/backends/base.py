@@ -60,7 +60,11 @@ class Session(Closing):
     """An opened engine. Not to be shared between threads."""
 
     batch: int = 1  # how many frames it takes at once; 0 for any number
-    fresh: bool = False  # whether it was built just now, and nobody has looked at its masks yet
+    fresh: bool = False  # whether it was built on this machine, and nobody has compared its masks yet
+
+    def checked(self) -> None:
+        """Its masks were compared and are right: it is not fresh any more, nor is it when it is opened next."""
+        self.fresh = False
 
     @abstractmethod
     def run(self, frames: Frames, out: Masks | None = None) -> Masks:

@@ -96,6 +96,16 @@ def build(
         raise BadInput(
             f"{model} is a bundle: its graph is made. --spec, --dynamic, --opset and --rewrite need the model"
         )
+    if before is not None:
+        if out is not None and Path(out).exists() and Path(out).samefile(model):
+            raise BadInput(f"{out} is the bundle that is built from: give the new one another name with -o")
+        if precision == "int8" and before.table is not None and (samples is not None or recipe != "mse"):
+            raise BadInput(f"{model} brings the scales that it was built with: --samples and --recipe need the model")
+        if before.rewritten:
+            console.say(
+                f"           note: {model} also holds a rewritten network ({', '.join(before.rewritten)}); engines "
+                "made here are of the original. For its own: edgeseg rewrite, then build the .pt2 that it writes"
+            )
     read_spec = before.fp32.spec if before is not None else spec_for(model, spec)
     dataset = load_dataset(data) if data is not None else None
     if before is not None and before.table is None and dataset is None and precision == "int8":
@@ -114,6 +124,11 @@ def build(
             "INT8 needs frames to judge by besides those to calibrate on: add frames, labelled or not, to the data set"
         )
     runs_on = runtimes(backend, console)
+    if trt and not any(name.startswith("tensorrt") for name in runs_on):
+        raise BadInput(
+            f"--trt {', '.join(sorted(trt))} is for engines of TensorRT, and those built here run on "
+            f"{', '.join(runs_on)}. Build without --trt; --backend tensorrt says what is missing here."
+        )
     if before is not None:
         look = look_at(some, read_spec, effort.look) if some is not None or not before.frames else list(before.frames)
         fp32, intake_row = replace(before.fp32, spec=read_spec), before.intake

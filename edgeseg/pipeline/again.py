@@ -16,7 +16,7 @@ from edgeseg.bundle import FP32, Bundle, read_bundle
 from edgeseg.errors import BundleError
 from edgeseg.measure.agreement import Agreement, agreement
 from edgeseg.measure.evaluate import Accuracy
-from edgeseg.pipeline.engines import Tried
+from edgeseg.pipeline.engines import REWRITTEN, Tried
 from edgeseg.types import OnnxModel, Pixels
 
 SCALES = "scales.json"
@@ -33,6 +33,7 @@ class Known:
     calibration: dict[str, Any] | None  # what its scales were taken from
     baseline: dict[str, Any] | None
     palette: list[list[int]] | None
+    rewritten: tuple[str, ...]  # its engines of a rewritten network, which the FP32 graph is not of
 
 
 def known(path: Path) -> Known | None:
@@ -51,6 +52,7 @@ def known(path: Path) -> Known | None:
         report.get("calibration"),
         report.get("baseline"),
         report.get("palette"),
+        tuple(variant.name for variant in bundle.variants if variant.name.startswith(REWRITTEN)),
     )
 
 

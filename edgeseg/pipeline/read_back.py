@@ -56,11 +56,9 @@ def read_back(engines: Sequence[Engine], asked: Precision) -> ReadBack:
         if lacks is None or options_from(engine.settings).fallback:
             continue
         if engine.precision == asked:
-            others = found.rows[engine.name]["others"]
             raise PrecisionAbsent(
-                f"the engine '{engine.name}' does not run in {asked.upper()}: {lacks}. In other precisions: "
-                f"{', '.join(others[:6])}{f' and {len(others) - 6} more' if len(others) > 6 else ''}. Build with "
-                "--fp32 or another precision, or accept it with --trt fallback."
+                f"the engine '{engine.name}' does not run in {asked.upper()}: {lacks.rstrip('.')}. Build with --fp32 "
+                "or another precision, or accept it with --trt fallback."
             )
         found.lacking[engine.name] = lacks
     return found

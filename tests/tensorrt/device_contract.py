@@ -182,8 +182,10 @@ def test_an_engine_is_built_once_and_said_in_one_line(backend: TensorRT) -> None
     assert len(ears.lines) == 1
     assert "there is none for it yet" in ears.lines[0]
     again = Ears()
-    with heard_by(again), open_engine(engine) as session:
-        assert not session.fresh
+    for unseen in (True, False):
+        with heard_by(again), open_engine(engine) as session:
+            assert session.fresh is unseen, "that it is in the cache does not make it right"
+            session.checked()
     assert again.lines == again.steps == []
 
 

@@ -8,12 +8,13 @@ changed in a graph for the parser, repair.py what is given up where a builder re
 from __future__ import annotations
 
 from dataclasses import dataclass
-from functools import cache
+from functools import cache, partial
 
 from edgeseg.backends.base import Decision, Engine, Session, Settings, Value
+from edgeseg.backends.tensorrt.build import out_of_memory
 from edgeseg.backends.tensorrt.cuda import Gpu, open_device
 from edgeseg.backends.tensorrt.driver import gpu
-from edgeseg.backends.tensorrt.engines import Stored, engine_for, place_of
+from edgeseg.backends.tensorrt.engines import Stored, engine_for, note_checked, place_of
 from edgeseg.backends.tensorrt.library import TENSORRT, TENSORRT_RTX, Library, strongly_typed
 from edgeseg.backends.tensorrt.options import options_from
 from edgeseg.errors import MissingOnMachine
@@ -67,15 +68,34 @@ class TensorRT:
         return {"graph.onnx": ready if strongly_typed(self.library.load()) else paired(ready)}
 
     def open(self, engine: Engine) -> Session:
-        from edgeseg.backends.tensorrt.session import TensorRTSession
+        from edgeseg.backends.tensorrt.session import EngineRefused
 
         stored = self.stored(engine)
-        session = TensorRTSession(self.library.load(), stored.engine, options_from(engine.settings), stored.entry)
-        session.fresh = stored.fresh
+        try:
+            return self._session(engine, stored)
+        except EngineRefused as error:
+            if stored.built or out_of_memory(str(error)):
+                raise
+            return self._session(engine, self.stored(engine, refused=f"the one in the cache is refused: {error}"))
+
+    def _session(self, engine: Engine, stored: Stored) -> Session:
+        from edgeseg.backends.tensorrt.session import TensorRTSession
+
+        session = TensorRTSession(
+            self.library.load(),
+            stored.engine,
+            options_from(engine.settings),
+            stored.entry,
+            partial(note_checked, stored.entry, stored.digest),
+        )
+        session.fresh = not stored.checked
         return session
 
-    def stored(self, engine: Engine) -> Stored:
-        """The built engine for this device, with what its inspector told; built now if there is none."""
+    def stored(self, engine: Engine, refused: str = "") -> Stored:
+        """The built engine for this device, with what its inspector told; built now if there is none.
+
+        `refused`: why the one that is stored does not do.
+        """
         return engine_for(
             self.library,
             self.version(),
@@ -84,6 +104,7 @@ class TensorRT:
             engine.precision,
             options_from(engine.settings),
             engine.name,
+            refused,
         )
 
     def _gpu(self) -> Gpu:

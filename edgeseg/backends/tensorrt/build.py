@@ -61,7 +61,12 @@ def build(
     if refused:
         raise BadInput(refused)
     said: list[tuple[str, str]] = []
-    log = logger(trt, lambda severity, text: said.append((severity, text)))
+
+    def heard(severity: str, text: str) -> None:
+        if severity in ("error", "internal_error", "warning"):  # what is verbose has a line for every tactic
+            said.append((severity, text))
+
+    log = logger(trt, heard)
     builder = trt.Builder(log)
     network = builder.create_network(network_flags(trt))
     _parse(trt, network, log, graph, said)
@@ -278,17 +283,26 @@ def _failed(trt: Any, said: list[tuple[str, str]]) -> BuildFailed:
     errors = [text for severity, text in said if severity in ("error", "internal_error")]
     text = "; ".join(dict.fromkeys(errors)) or "it does not say why"
     advice = "Build with --fp32, or with another runtime."
-    if re.search(r"out of memory|insufficient memory|OutOfMemory", text, re.IGNORECASE):
+    if out_of_memory(text):
         advice = "Close what else uses the GPU's memory, or limit what tactics may take: --trt workspace=512"
+    elif "FP32 GEMM is not supported" in text:  # TensorRT-RTX on Turing
+        advice = "Build with --fp16: this GPU's matrix products are not compiled in FP32. Or use another runtime."
     elif version_of(trt)[0] == 8 and "int8" in text.lower():
         advice = "See whether --fp16 builds; the network's Q/DQ is what this version stumbles over."
     return BuildFailed(f"TensorRT {trt.__version__} could not build the engine: {text}. {advice}", _quoted(text))
 
 
+def out_of_memory(text: str) -> bool:
+    """Whether that is what the library's words are about."""
+    return re.search(r"out ?of ?memory|insufficient memory", text, re.IGNORECASE) is not None
+
+
 def _quoted(text: str) -> tuple[str, ...]:
-    """Names of nodes as messages carry them: "node NAME.", "node: NAME", "{ForeignNode[A...B]}", "A + B"."""
+    """Names of nodes as messages carry them: "node NAME.", "operation 'NAME'", "{ForeignNode[A...B]}", "A + B"."""
     found: list[str] = []
-    for match in re.findall(r"(?:for node|[Nn]ode(?: name)?:?|layer)\s+['\"]?([^\s'\"]+(?: \+ [^\s'\"]+)*)", text):
+    for match in re.findall(
+        r"(?:for node|[Nn]ode(?: name)?:?|layer|operation)\s+['\"]?([^\s'\"]+(?: \+ [^\s'\"]+)*)", text
+    ):
         inner = re.fullmatch(r"\{?ForeignNode\[(.+)\]\}?[.,:;]?", match)
         parts = re.split(r"\.\.\.| \+ ", inner[1] if inner else match)
         found += [part.strip(".,:;()[]{}") for part in parts]

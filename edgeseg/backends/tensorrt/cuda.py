@@ -100,7 +100,8 @@ class Device(Closing):
 
         `work` is called once, and nothing runs while it is captured. None where no package here can capture.
         Raises CudaError where the driver refuses, and what `work` raises; the stream can be used afterwards as before.
-        The graph copies from and to the memory that was captured, with what is in it at each launch.
+        The graph copies from and to the memory that was captured, with what is in it at each launch. It is given back
+        when nobody holds the function any more, or with the device.
         """
 
     @abstractmethod

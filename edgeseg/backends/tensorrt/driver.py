@@ -17,7 +17,7 @@ from edgeseg.backends.tensorrt.cuda import Gpu, Package
 from edgeseg.errors import MissingOnMachine
 
 LIBRARY = "nvcuda.dll" if sys.platform == "win32" else "libcuda.so.1"
-NO_DEVICE, INVALID_DEVICE = 100, 101
+NOT_INITIALIZED, NO_DEVICE, INVALID_DEVICE = 3, 100, 101
 STUB_LIBRARY, INSUFFICIENT_DRIVER, DEVICE_UNAVAILABLE = 34, 35, 46
 SYSTEM_NOT_READY, DRIVER_MISMATCH, COMPAT_NOT_SUPPORTED = 802, 803, 804
 INTEGRATED, MAJOR, MINOR = 18, 75, 76  # of CUdevice_attribute
@@ -109,6 +109,8 @@ def on_jetson() -> bool:
 
 
 def _mend(code: int) -> str:
+    if code == NOT_INITIALIZED:
+        return "After a fork the child has no CUDA: start it by multiprocessing's 'spawn', or open engines in it only."
     if code in (NO_DEVICE, INVALID_DEVICE, DEVICE_UNAVAILABLE):
         return f"There is no GPU that it may use{_visible(os.environ)}. See: nvidia-smi -L. {CONTAINER}"
     if code == STUB_LIBRARY:

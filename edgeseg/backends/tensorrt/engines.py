@@ -1,7 +1,8 @@
 """Engines are a cache: made where they run, kept by all that they depend on, never trusted for being there.
 
 An engine opens on the GPU, the driver and the version of the library that it was built with, and on no other. What
-travels is the graph; here it becomes an engine, once, and one line says so and why.
+travels is the graph; here it becomes an engine, once, and one line says so and why. Whether its masks are right is
+found out by who opens it; only then a note beside it says that it was checked, with the hash of these very bytes.
 """
 
 from __future__ import annotations
@@ -9,7 +10,7 @@ from __future__ import annotations
 import hashlib
 import json
 import platform
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 from edgeseg import cache
@@ -21,7 +22,8 @@ from edgeseg.backends.tensorrt.repair import Repair
 from edgeseg.backends.tensorrt.worker import made
 from edgeseg.types import Precision
 
-FORMAT = "edgeseg.engine/1"
+FORMAT = "edgeseg.engine/1"  # raise it when build.py makes another engine of the same graph and options
+_unkept: dict[str, Stored] = {}  # this process's own engines, by entry, where the cache folder did not take them
 
 
 @dataclass(frozen=True, slots=True)
@@ -34,7 +36,9 @@ class Stored:
     times: dict[str, float]  # median milliseconds by layer
     repairs: tuple[Repair, ...]
     warnings: tuple[str, ...]
-    fresh: bool = False  # built just now
+    digest: str  # SHA-256 of `engine`
+    built: bool = False  # just now, and not read from the cache
+    checked: bool = False  # somebody has compared the masks of these very bytes, on this machine
 
 
 def place_of(library: Library, version: str, gpu: Gpu) -> dict[str, str]:
@@ -48,11 +52,19 @@ def place_of(library: Library, version: str, gpu: Gpu) -> dict[str, str]:
 
 
 def engine_for(
-    library: Library, version: str, gpu: Gpu, graph: bytes, precision: Precision, options: Options, name: str
+    library: Library,
+    version: str,
+    gpu: Gpu,
+    graph: bytes,
+    precision: Precision,
+    options: Options,
+    name: str,
+    refused: str = "",
 ) -> Stored:
     """The engine of a graph for this device: from the cache, or built now, which the listener is told with the reason.
 
-    `name` is the engine's for people. Raises what a build raises.
+    `name` is the engine's for people. `refused`: why the library does not open the one in the cache; it is built anew.
+    Of two processes that want the same engine one builds it. Raises what a build raises.
     """
     place = place_of(library, version, gpu)
     recipe = {"precision": precision, **options.to_settings()}
@@ -61,11 +73,43 @@ def engine_for(
     digest = hashlib.sha256(graph).hexdigest()
     fields = {"format": FORMAT, "graph": digest, "recipe": recipe, "place": place}
     entry = cache.key(json.dumps(fields, sort_keys=True))
-    if (stored := _read(entry, fields)) is not None:
+    if not refused and (stored := _read(entry, fields)) is not None:
         return stored
     ears = listener()
-    last = cache.key("last", digest, json.dumps(recipe, sort_keys=True))
-    ears.say(f"engine     building {name} for {gpu.name}: {_why(cache.load('engines', last), place)}")
+
+    def waiting() -> None:
+        ears.say(f"engine     {name}: another process is building it; waiting for that")
+
+    with cache.locked("engines", entry, waiting):
+        if not refused and (stored := _read(entry, fields)) is not None:
+            return stored
+        last = cache.key("last", library.name, digest, json.dumps(recipe, sort_keys=True))
+        why = refused or _why(cache.load("engines", last), place)
+        ears.say(f"engine     building {name} for {gpu.name}: {why}")
+        found = _built(library, gpu, graph, precision, options, name, entry, json.dumps(place, sort_keys=True))
+        if _write(found, fields):
+            cache.store("engines", last, json.dumps(place).encode())
+        else:
+            _unkept[entry] = found
+            ears.say(
+                f"           note: {name} is not kept: {cache.folder()} cannot be written, or its disk is full. Each "
+                "program builds it again until EDGESEG_CACHE names a folder that can"
+            )
+        return found
+
+
+def note_checked(entry: str, digest: str) -> None:
+    """Remember that the masks of the engine with these bytes were compared and are right."""
+    if entry in _unkept:
+        _unkept[entry] = replace(_unkept[entry], checked=True)
+    else:
+        cache.store("engines", f"{entry}.checked", digest.encode())
+
+
+def _built(
+    library: Library, gpu: Gpu, graph: bytes, precision: Precision, options: Options, name: str, entry: str, place: str
+) -> Stored:
+    ears = listener()
 
     def progress(phase: str, done: int, total: int) -> None:
         ears.progress(f"engine     {name}: {phase} {done} of {total}")
@@ -76,7 +120,7 @@ def engine_for(
             graph,
             precision,
             options,
-            timings="" if library.builds_without_gpu else cache.key("timings", json.dumps(place, sort_keys=True)),
+            timings="" if library.builds_without_gpu else cache.key("timings", place),
             capability=gpu.compute_capability if library.builds_without_gpu else None,
             on_progress=progress,
         )
@@ -84,48 +128,63 @@ def engine_for(
         ears.progress("")
     for repair in built.repairs:
         ears.say(f"           note: {name}: {repair.node} {repair.how}")
-    found = Stored(entry, built.engine, built.information, built.times, built.repairs, built.warnings, fresh=True)
-    _write(found, fields)
-    cache.store("engines", last, json.dumps(place).encode())
-    return found
+    digest = hashlib.sha256(built.engine).hexdigest()
+    return Stored(
+        entry, built.engine, built.information, built.times, built.repairs, built.warnings, digest, built=True
+    )
 
 
 def _why(last: bytes | None, place: dict[str, str]) -> str:
     """What is different here from where this graph was last built."""
-    before = json.loads(last) if last else None
+    try:
+        before = json.loads(last) if last else None
+    except ValueError:
+        before = None
     if not isinstance(before, dict):
         return "there is none for it yet"
     changed = [f"{key} was {before.get(key)} and is {now}" for key, now in place.items() if before.get(key) != now]
     return "; ".join(changed) or "the one in the cache is gone or damaged"
 
 
-def _write(stored: Stored, fields: dict[str, Any]) -> None:
+def _write(stored: Stored, fields: dict[str, Any]) -> bool:
     head = {
         **fields,
-        "sha256": hashlib.sha256(stored.engine).hexdigest(),
+        "sha256": stored.digest,
         "information": stored.information,
         "times": stored.times,
         "repairs": [{"node": repair.node, "how": repair.how} for repair in stored.repairs],
         "warnings": list(stored.warnings),
     }
     text = json.dumps(head).encode()
-    cache.store("engines", stored.entry, len(text).to_bytes(8, "little") + text + stored.engine)
+    return cache.store("engines", stored.entry, len(text).to_bytes(8, "little") + text + stored.engine)
 
 
 def _read(entry: str, fields: dict[str, Any]) -> Stored | None:
     """What is stored, if it is whole and is what it should be: a deserializer runs what it is given."""
     data = cache.load("engines", entry)  # checks the checksum of all of it
     if data is None:
-        return None
+        kept = _unkept.get(entry)
+        return None if kept is None else replace(kept, built=False)
     size = int.from_bytes(data[:8], "little")
     try:
         head = json.loads(data[8 : 8 + size])
         engine = data[8 + size :]
         if any(head.get(key) != value for key, value in fields.items()):
             return None
-        if hashlib.sha256(engine).hexdigest() != head["sha256"]:
+        digest = hashlib.sha256(engine).hexdigest()
+        if digest != head["sha256"]:
             return None
         repairs = tuple(Repair(**row) for row in head["repairs"])
-        return Stored(entry, engine, head["information"], head["times"], repairs, tuple(head["warnings"]))
+        checked = cache.load("engines", f"{entry}.checked") == digest.encode()
+        return Stored(
+            entry,
+            engine,
+            head["information"],
+            head["times"],
+            repairs,
+            tuple(head["warnings"]),
+            digest,
+            checked=checked,
+        )
     except (ValueError, KeyError, TypeError, AttributeError):
         return None  # not of our making: built again, and written over

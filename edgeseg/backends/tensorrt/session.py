@@ -6,6 +6,8 @@ Jetson) the engine reads and writes the host's memory itself, and nothing is cop
 
 from __future__ import annotations
 
+import sys
+import warnings
 from collections.abc import Callable
 from typing import Any
 
@@ -13,24 +15,44 @@ import numpy as np
 
 from edgeseg import cache
 from edgeseg.backends.base import Session
-from edgeseg.backends.tensorrt.cuda import CudaError, Device, nbytes, open_device
+from edgeseg.backends.tensorrt.cuda import CudaError, Device, nbytes, not_given_back, open_device
 from edgeseg.backends.tensorrt.library import logger
 from edgeseg.backends.tensorrt.options import Options
 from edgeseg.errors import BadInput, ModelError
 from edgeseg.types import FRAME, MASK, Frames, Masks
 
 
-class TensorRTSession(Session):
-    """Raises ModelError for an engine that the library refuses, or that is not one of ours."""
+class EngineRefused(ModelError):
+    """The library does not open these bytes, though their hash is right: of another build of it, or another GPU."""
 
-    def __init__(self, trt: Any, serialized: bytes, options: Options, runtime_cache: str = "") -> None:
+
+class TensorRTSession(Session):
+    """Raises ModelError for an engine that the library refuses (EngineRefused), that the GPU has no room for, or that
+    is not one of ours. `on_checked` is called when somebody has compared the masks and found them right.
+    """
+
+    def __init__(
+        self,
+        trt: Any,
+        serialized: bytes,
+        options: Options,
+        runtime_cache: str = "",
+        on_checked: Callable[[], object] = lambda: None,
+    ) -> None:
         self._trt = trt
         self._said: list[str] = []
+        self._on_checked = on_checked
         self._device: Device = open_device()
         self._runtime_cache: Any = None
         self._cache_entry = runtime_cache
         try:
             self._open(serialized, options)
+        except CudaError as error:
+            self.close()
+            raise ModelError(
+                f"the GPU has no room for the engine's frames and masks, or refuses them: {error}. Close what else "
+                "uses its memory."
+            ) from error
         except BaseException:
             self.close()
             raise
@@ -38,7 +60,8 @@ class TensorRTSession(Session):
     def _open(self, serialized: bytes, options: Options) -> None:
         trt, device = self._trt, self._device
         device.activate()
-        self._log = logger(trt, lambda severity, text: self._said.append(text) if "error" in severity else None)
+        said = self._said  # and not self: a ring of references would leave the engine to the garbage collector
+        self._log = logger(trt, lambda severity, text: said.append(text) if "error" in severity else None)
         self._runtime = trt.Runtime(self._log)
         if options.version_compatible and hasattr(self._runtime, "engine_host_code_allowed"):
             self._runtime.engine_host_code_allowed = True  # such engines bring their runtime as code; this one is ours
@@ -46,13 +69,14 @@ class TensorRTSession(Session):
             self._runtime.DLA_core = options.dla
         self._engine = self._runtime.deserialize_cuda_engine(serialized)
         if self._engine is None:
-            raise ModelError(f"TensorRT {trt.__version__} cannot open the engine: {self._reason()}")
+            raise EngineRefused(f"TensorRT {trt.__version__} cannot open the engine: {self._reason()}")
         self._check()
         self._context = self._execution_context(options)
         if self._context is None:
             raise ModelError(f"TensorRT {trt.__version__} cannot run the engine: {self._reason()}")
         self._stream = device.stream()
         self._shape: tuple[int, ...] = ()
+        self._ran = False  # with this shape
         self._launch: Callable[[], None] | None = None
         self._capture = options.cuda_graph and options.dla < 0 and self._runtime_cache is None
         shape = tuple(self._engine.get_tensor_shape(FRAME))
@@ -70,23 +94,27 @@ class TensorRTSession(Session):
             self._in_at, self._out_at = (device.allocate(size) for size in sizes)
 
     def run(self, frames: Frames, out: Masks | None = None) -> Masks:
-        self._device.activate()
-        if frames.shape != self._shape:
-            self._prepare(frames.shape)
-        np.copyto(self._in[: frames.size].reshape(frames.shape), frames)
         try:
-            if self._launch is not None:
-                self._launch()
-            else:
-                self._enqueue()
+            self._device.activate()
+            if frames.shape != self._shape:
+                self._prepare(frames.shape)
+            np.copyto(self._in[: frames.size].reshape(frames.shape), frames)
+            if self._launch is None and self._capture and self._ran:
+                self._launch = self._captured()
+            (self._launch or self._enqueue)()
             self._device.synchronize(self._stream)
         except CudaError as error:
             raise ModelError(
                 f"TensorRT {self._trt.__version__} failed while it ran: {error}. {self._reason()}"
             ) from error
+        self._ran = True
         masks = np.empty(frames.shape[:3], np.uint8) if out is None else out
         np.copyto(masks, self._out[: masks.size].reshape(masks.shape))
         return masks
+
+    def checked(self) -> None:
+        super().checked()
+        self._on_checked()
 
     def timed_layers(self, frames: Frames, runs: int) -> dict[str, list[float]]:
         """Milliseconds of every layer in each of `runs` runs, by the library's profiler; slower than without it."""
@@ -100,16 +128,14 @@ class TensorRTSession(Session):
             def report_layer_time(self, layer_name: str, ms: float) -> None:
                 times.setdefault(layer_name, []).append(ms)
 
-        self.run(frames)
-        times.clear()
-        launch, self._launch = self._launch, None  # a captured graph reports no layers
-        profiler = _Profiler()
-        self._context.profiler = profiler
+        capture, self._capture, self._launch = self._capture, False, None  # a captured graph reports no layers
         try:
+            self.run(frames)
+            self._context.profiler = _Profiler()  # which keeps it, and cannot be made to let go of it
             for _ in range(runs):
                 self.run(frames)
         finally:
-            self._launch = launch
+            self._capture = capture
         return times
 
     def information(self) -> str:
@@ -134,7 +160,7 @@ class TensorRTSession(Session):
         engine, trt = self._engine, self._trt
         if not hasattr(trt, "CudaGraphStrategy"):
             return engine.create_execution_context()
-        config = engine.create_runtime_config()
+        self._runtime_config = config = engine.create_runtime_config()
         self._runtime_cache = config.create_runtime_cache()
         if stored := cache.load("rtx", self._cache_entry) if self._cache_entry else None:
             self._runtime_cache.deserialize(stored)
@@ -144,7 +170,8 @@ class TensorRTSession(Session):
         return engine.create_execution_context(config)
 
     def _prepare(self, shape: tuple[int, ...]) -> None:
-        self._shape, self._launch = (), None
+        self._shape, self._launch, self._ran = (), None, False  # a graph is of one shape, and goes with it
+        self._said.clear()
         if len(shape) != 4 or shape[3] != 3 or not self._context.set_input_shape(FRAME, shape):
             own = tuple(self._engine.get_tensor_shape(FRAME))
             span = "" if self._static else f", within {list(self._engine.get_tensor_profile_shape(FRAME, 0))}"
@@ -152,14 +179,18 @@ class TensorRTSession(Session):
         self._context.set_tensor_address(FRAME, self._in_at)
         self._context.set_tensor_address(MASK, self._out_at)
         self._count = nbytes(shape, np.uint8), nbytes(shape[:3], np.uint8)
-        self._enqueue()  # once before a capture: the first run allocates, which a capture must not
-        self._device.synchronize(self._stream)
-        if self._capture:
-            try:
-                self._launch = self._device.capture(self._stream, self._enqueue)
-            except (CudaError, ModelError):  # a layer that synchronises, as some plugins and loops do
-                self._launch, self._capture = None, False
         self._shape = shape
+
+    def _captured(self) -> Callable[[], None] | None:
+        """The engine as one graph, once it ran with this shape: the first run allocates, which a capture must not.
+
+        So shapes that alternate are never captured: that would cost more than it saves.
+        """
+        try:
+            return self._device.capture(self._stream, self._enqueue)
+        except (CudaError, ModelError):  # a layer that synchronises, as some plugins and loops do
+            self._capture = False
+            return None
 
     def _enqueue(self) -> None:
         taken, given = self._count
@@ -177,11 +208,23 @@ class TensorRTSession(Session):
         device = self.__dict__.pop("_device", None)
         if device is None:
             return
-        device.activate()
-        if self._runtime_cache is not None and self._cache_entry and "_shape" in self.__dict__ and self._shape:
+        try:
+            device.activate()
+            self._keep_runtime_cache()
+        except CudaError as error:  # of a context that is broken: what broke it was told
+            not_given_back("the engine", error)
+        finally:
+            # What holds device memory goes before the context does, in the reverse of how it came.
+            for name in ("_launch", "_context", "_runtime_config", "_runtime_cache", "_engine", "_runtime"):
+                self.__dict__.pop(name, None)
+            self._in = self._out = None  # type: ignore[assignment]  # a closed session is not run
+            device.close()
+
+    def __del__(self) -> None:
+        if "_device" in self.__dict__ and not sys.is_finalizing():  # at the end of a process the driver takes all back
+            warnings.warn("an engine was not closed: use it in a `with`, or close it", ResourceWarning, stacklevel=2)
+            self.close()
+
+    def _keep_runtime_cache(self) -> None:
+        if self._runtime_cache is not None and self._cache_entry and self.__dict__.get("_ran"):
             cache.store("rtx", self._cache_entry, bytes(self._runtime_cache.serialize()))
-        # What holds device memory goes before the context does, in the reverse of how it came.
-        for name in ("_launch", "_context", "_runtime_cache", "_engine", "_runtime"):
-            self.__dict__.pop(name, None)
-        self._in = self._out = None  # type: ignore[assignment]  # a closed session is not run
-        device.close()

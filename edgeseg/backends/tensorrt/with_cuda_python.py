@@ -71,7 +71,12 @@ class CudaPythonDevice(Device):
     def capture(self, stream: int, work: Callable[[], None]) -> Callable[[], None] | None:
         self._opened()
         graph = _kept(self._graphs, captured(self._cuda, stream, work))
-        return lambda: self._do(self._cuda.cuGraphLaunch, graph, stream)
+
+        def launch() -> None:
+            self._do(self._cuda.cuGraphLaunch, graph, stream)
+
+        weakref.finalize(launch, self._forget, graph).atexit = False
+        return launch
 
     def event(self) -> int:
         return _kept(self._events, self._do(self._cuda.cuEventCreate, 0))
@@ -92,6 +97,17 @@ class CudaPythonDevice(Device):
             context.leave()
         except CudaError as error:
             not_given_back(f"what was on {self.gpu.name}", error)
+
+    def _forget(self, graph: int) -> None:
+        """Nobody can launch it any more."""
+        if self._context is None or graph not in self._graphs:
+            return
+        self._graphs.remove(graph)
+        try:
+            with self._context:
+                call(self._cuda.cuGraphExecDestroy, graph)
+        except CudaError as error:
+            not_given_back("a graph", error)
 
     def _give_back(self) -> None:
         cuda = self._cuda

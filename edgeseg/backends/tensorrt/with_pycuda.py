@@ -96,6 +96,7 @@ class PycudaDevice(Device):
             self._opened()
             call(graphs.cuGraphLaunch, graph, stream)
 
+        weakref.finalize(launch, self._forget, graph).atexit = False
         return launch
 
     def event(self) -> int:
@@ -131,6 +132,17 @@ class PycudaDevice(Device):
             context.leave()
         except CudaError as error:
             not_given_back(f"what was on {self.gpu.name}", error)
+
+    def _forget(self, graph: int) -> None:
+        """Nobody can launch it any more."""
+        if self._context is None or self._capture is None or graph not in self._graphs:
+            return
+        self._graphs.remove(graph)
+        try:
+            with _Told(self._cuda), self._context:
+                call(self._capture.cuGraphExecDestroy, graph)
+        except CudaError as error:
+            not_given_back("a graph", error)
 
     def _finish(self) -> None:
         """Wait for all streams: nothing that is taken away may be in use."""

@@ -1,20 +1,24 @@
 """A build in a process of its own: a crash of the parser or the builder is an error and not the end of the program.
 
 Also, what a build allocates on host and device is gone when it ends, and Ctrl-C stops it at once. The parent hands over
-a folder; the child answers with files in it, and with a line of JSON on stdout for each step.
+a folder; the child answers with files in it, and with a line of JSON on stdout for each step. Its stdin stays open as
+long as the parent lives: when that is killed, the child removes the folder and ends.
 """
 
 from __future__ import annotations
 
 import json
 import os
+import shutil
 import signal
 import statistics
 import subprocess
 import sys
 import tempfile
+import threading
 from collections.abc import Callable
-from dataclasses import dataclass
+from contextlib import suppress
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -30,6 +34,7 @@ from edgeseg.types import Precision
 
 MOST_REPAIRS = 16  # a builder that refuses more nodes than this one by one refuses the network
 PROFILED_RUNS = 20
+LAST_BYTES = 4096  # of what a child said on stderr: its last line is looked for in these
 _KINDS: dict[str, type[EdgesegError]] = {"BadInput": BadInput, "MissingOnMachine": MissingOnMachine}
 
 
@@ -92,16 +97,17 @@ _ADVICE = "Build with --fp32, or another precision; `--backend onnxruntime` runs
 
 
 def _run(folder: Path, on_progress: Callable[[str, int, int], None]) -> int:
-    command = [sys.executable, "-m", "edgeseg.backends.tensorrt.worker", str(folder)]
-    path = str(Path(__file__).resolve().parents[3])
-    environment = {**os.environ, "PYTHONPATH": os.pathsep.join(filter(None, (path, os.environ.get("PYTHONPATH"))))}
+    command = [sys.executable, "-c", _START, str(folder)]
+    # It shall find what this process finds, and no file of that name in the folder that somebody works in.
+    paths = [str(Path(__file__).resolve().parents[3]), *os.environ.get("PYTHONPATH", "").split(os.pathsep), *sys.path]
+    environment = {**os.environ, "PYTHONPATH": os.pathsep.join(dict.fromkeys(filter(None, paths)))}
     with (
         (folder / "stderr").open("wb") as errors,
         subprocess.Popen(
             command,
             stdout=subprocess.PIPE,
             stderr=errors,
-            stdin=subprocess.DEVNULL,
+            stdin=subprocess.PIPE,
             env=environment,
             start_new_session=True,  # Ctrl-C comes here, and from here to the child: it would die with a traceback
         ) as child,
@@ -109,17 +115,26 @@ def _run(folder: Path, on_progress: Callable[[str, int, int], None]) -> int:
         assert child.stdout is not None
         try:
             for line in child.stdout:
-                if line.startswith(b"{"):  # libraries print to stdout too
-                    step = json.loads(line)
-                    on_progress(step["phase"], step["done"], step["total"])
+                if (step := _step(line)) is not None:
+                    on_progress(*step)
             return child.wait()
         except BaseException:
-            child.send_signal(signal.SIGTERM)  # the progress monitor ends the build between two steps
             try:
-                child.wait(2.0)
-            except subprocess.TimeoutExpired:
-                child.kill()
+                child.terminate()  # the progress monitor ends the build between two steps
+                with suppress(subprocess.TimeoutExpired):
+                    child.wait(2.0)
+            finally:
+                child.kill()  # also when Ctrl-C comes again meanwhile; nothing where it has ended
             raise
+
+
+def _step(line: bytes) -> tuple[str, int, int] | None:
+    """Phase, steps done and steps in all; None for a line that is not ours, as of something that starts with Python."""
+    try:
+        step = json.loads(line)
+        return str(step["phase"]), int(step["done"]), int(step["total"])
+    except (ValueError, TypeError, KeyError):
+        return None
 
 
 def _how(code: int) -> str:
@@ -130,19 +145,31 @@ def _how(code: int) -> str:
 
 
 def _last_words(folder: Path) -> str:
-    lines = (folder / "stderr").read_text(encoding="utf-8", errors="replace").strip().splitlines()
+    with (folder / "stderr").open("rb") as file:
+        file.seek(max(0, file.seek(0, os.SEEK_END) - LAST_BYTES))
+        lines = file.read().decode("utf-8", "replace").strip().splitlines()
     return f": {lines[-1]}" if lines else ""
+
+
+_START = """
+import sys
+sys.path[:] = filter(None, sys.path)
+from edgeseg.backends.tensorrt.worker import _child, Path
+_child(Path(sys.argv[1]))
+"""
 
 
 def _child(folder: Path) -> None:
     request = json.loads((folder / "request.json").read_text(encoding="utf-8"))
+    steps = os.fdopen(os.dup(1), "w", encoding="utf-8")
+    os.dup2(2, 1)  # libraries print to stdout too, and half lines
     ended: list[int] = []
     signal.signal(signal.SIGTERM, lambda number, frame: ended.append(number))
-    parent = os.getppid()
+    threading.Thread(target=_end_with_the_parent, args=(folder,), daemon=True).start()
 
     def progress(phase: str, done: int, total: int) -> bool:
-        print(json.dumps({"phase": phase, "done": done, "total": total}), flush=True)
-        return not ended and os.getppid() == parent
+        print(json.dumps({"phase": phase, "done": done, "total": total}), file=steps, flush=True)
+        return not ended
 
     try:
         answer = _answer(folder, request, progress)
@@ -154,6 +181,13 @@ def _child(folder: Path) -> None:
     part = folder / "answer.part"
     part.write_text(json.dumps(answer), encoding="utf-8")
     part.rename(folder / "answer.json")
+
+
+def _end_with_the_parent(folder: Path) -> None:
+    """Not by the progress monitor: TensorRT has it from 10.0 only, and some steps take minutes."""
+    os.read(0, 1)  # nothing is ever written there; past Python's own buffer, whose lock would hold up its shutdown
+    shutil.rmtree(folder, ignore_errors=True)
+    os._exit(128 + signal.SIGTERM)
 
 
 def _answer(folder: Path, request: dict[str, Any], progress: Callable[[str, int, int], bool]) -> dict[str, Any]:
@@ -200,12 +234,8 @@ def _answer(folder: Path, request: dict[str, Any], progress: Callable[[str, int,
 def _looked_at(trt: Any, engine: bytes, options: Options) -> tuple[str, dict[str, float]]:
     from edgeseg.backends.tensorrt.session import TensorRTSession
 
-    with TensorRTSession(trt, engine, options) as session:
+    with TensorRTSession(trt, engine, replace(options, cuda_graph=False)) as session:  # a graph reports no layers
         shape = session.best_shape
         frames = np.random.default_rng(0).integers(0, 256, shape, np.uint8)
         times = session.timed_layers(frames, PROFILED_RUNS)
         return session.information(), {name: statistics.median(ms) for name, ms in times.items()}
-
-
-if __name__ == "__main__":
-    _child(Path(sys.argv[1]))
