@@ -16,8 +16,8 @@ Quantizer(scale=0.01568627543747425, zero_point=0, low=0.0, high=4.0000002365559
 >>> from_json(to_json(table)) == table
 True
 
-Modules, in the order in which they build on each other: errors, seen (statistics), scheme (integers), entropy and
-error (two ways to find a range), ranges (all four, and `quantizer`), weights, recipe, table, files (JSON).
+Modules, in the order in which they build on each other: errors, extremes and seen (statistics), scheme (integers),
+entropy and error (two ways to find a range), ranges (all five, and `quantizer`), weights, recipe, table, files (JSON).
 """
 
 from calibration.entropy import entropy
@@ -31,11 +31,12 @@ from calibration.errors import (
     StaleScaleTable,
     UnknownTensor,
 )
+from calibration.extremes import Extremes
 from calibration.files import from_json, to_json
-from calibration.ranges import METHODS, Method, Range, minmax, percentile, quantizer
+from calibration.ranges import METHODS, Method, Range, minmax, moving_average, percentile, quantizer
 from calibration.recipe import Recipe, load_recipe, recipe_names
 from calibration.scheme import Quantizer, Scheme, affine, dequantize_array, quantize_array
-from calibration.seen import Seen, merge, see, update
+from calibration.seen import Seen, merge, see, unite, update
 from calibration.table import SCHEMA, ScaleTable, calibrate, check, merge_tables
 from calibration.weights import weight_scales
 
@@ -47,6 +48,7 @@ __all__ = [
     "BadScaleTable",
     "BadWeights",
     "CalibrationError",
+    "Extremes",
     "Method",
     "Quantizer",
     "Range",
@@ -67,6 +69,7 @@ __all__ = [
     "merge",
     "merge_tables",
     "minmax",
+    "moving_average",
     "mse",
     "percentile",
     "quantize_array",
@@ -74,6 +77,7 @@ __all__ = [
     "recipe_names",
     "see",
     "to_json",
+    "unite",
     "update",
     "weight_scales",
 ]

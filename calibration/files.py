@@ -2,13 +2,15 @@
 
     "conv1": {
       "minimum": -1.5, "maximum": 7.25, "zeros": 0, "count": 480,
+      "extremes": {"frames": 3, "first": [-1.5, 6.0], "average": [-1.49, 6.0225]},
       "bin_width": 0.0078125, "first_bin": -192,
       "histogram": [3, 1, -12, 7]
     }
 
 Bin `first_bin` + i holds the values from (`first_bin` + i) * `bin_width` up to the next bin; zeros are not in it. In
 the histogram a negative number -n stands for n empty bins. `count`, `bin_width` and `first_bin` follow from the rest
-and are there for readers; they must agree. Floats are written so that reading gives back the same bits. A file is
+and are there for readers; they must agree. `extremes` (calibration/extremes.py) may be absent, as it is in files of
+"edgeseg.scales/1", which are read too. Floats are written so that reading gives back the same bits. A file is
 untrusted: everything is checked here, once, and BadScaleTable names the field.
 """
 
@@ -17,17 +19,20 @@ from __future__ import annotations
 import json
 import math
 import re
+from dataclasses import asdict
 from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 
 from calibration.errors import BadRecipe, BadScaleTable
+from calibration.extremes import Extremes
 from calibration.recipe import Recipe
 from calibration.seen import Seen, grid
 from calibration.table import SCHEMA, ScaleTable
 
 LARGEST = 256 * 1024 * 1024  # characters
+_OLDER = ("edgeseg.scales/1",)  # the same without the extremes of frames
 _FIELDS = ("minimum", "maximum", "zeros", "count", "bin_width", "first_bin", "histogram")
 
 
@@ -65,7 +70,7 @@ def from_json(text: str) -> ScaleTable:
         raise BadScaleTable(f"not a scale table in JSON: {error}. Calibrate again, or copy the file again.") from error
     _object(content, "the file", None)
     schema = content.get("schema")
-    if schema != SCHEMA:
+    if schema not in (SCHEMA, *_OLDER):
         raise BadScaleTable(_other_schema(schema))
     _object(content, "the file", ("schema", "model", "data", "recipe", "frames", "tensors"))
     tensors = content["tensors"]
@@ -81,9 +86,10 @@ def from_json(text: str) -> ScaleTable:
 
 def _block(seen: Seen) -> str:
     exponent, first, _ = grid(seen.minimum, seen.maximum)
+    extremes = "" if seen.extremes is None else f'      "extremes": {json.dumps(asdict(seen.extremes))},\n'
     return (
         f'      "minimum": {seen.minimum!r}, "maximum": {seen.maximum!r}, "zeros": {seen.zeros}, '
-        f'"count": {seen.count},\n'
+        f'"count": {seen.count},\n{extremes}'
         f'      "bin_width": {math.ldexp(1.0, exponent)!r}, "first_bin": {first},\n'
         f'      "histogram": {json.dumps(_packed(seen.counts))}'
     )
@@ -119,7 +125,8 @@ def _unpacked(packed: object, bins: int, where: str) -> NDArray[np.int64]:
 
 
 def _seen(value: object, where: str) -> Seen:
-    block = _object(value, where, _FIELDS)
+    fields = _FIELDS if not isinstance(value, dict) or "extremes" not in value else (*_FIELDS, "extremes")
+    block = _object(value, where, fields)
     minimum = _single(block["minimum"], f"{where}.minimum")
     maximum = _single(block["maximum"], f"{where}.maximum")
     if minimum > maximum:
@@ -141,7 +148,26 @@ def _seen(value: object, where: str) -> Seen:
     ends = {math.floor(math.ldexp(end, -exponent)) - first for end in (minimum, maximum) if end}
     if any(counts[end] == 0 for end in ends) or (zeros == 0 and 0.0 in (minimum, maximum)):
         raise BadScaleTable(f"{where}.histogram: the bins of the minimum and the maximum cannot be empty.")
-    return Seen(minimum, maximum, zeros, counts)
+    extremes = _extremes(block["extremes"], f"{where}.extremes", minimum, maximum) if "extremes" in block else None
+    return Seen(minimum, maximum, zeros, counts, extremes)
+
+
+def _extremes(value: object, where: str, minimum: float, maximum: float) -> Extremes:
+    block = _object(value, where, ("frames", "first", "average"))
+    frames = _integer(block["frames"], f"{where}.frames", least=1)
+    slack = 1e-12 * max(-minimum, maximum)  # an average is rounded
+    pairs = []
+    for key in ("first", "average"):
+        pair = block[key]
+        if not isinstance(pair, list) or len(pair) != 2 or not all(type(end) in (int, float) for end in pair):
+            raise BadScaleTable(f"{where}.{key}: two numbers were expected, got {_shown(pair)}.")
+        low, high = pair
+        if not minimum - slack <= low <= high <= maximum + slack:  # neither is NaN or infinite then
+            raise BadScaleTable(
+                f"{where}.{key}: two numbers within {minimum} and {maximum}, in order, were expected, got {pair!r:.60}."
+            )
+        pairs.append((float(low), float(high)))
+    return Extremes(frames, pairs[0], pairs[1])
 
 
 def _recipe(value: object) -> Recipe:

@@ -1,9 +1,10 @@
 """From what was seen to where to clip: one function a method, each pure, all of the same shape.
 
-    minmax       nothing is clipped
-    percentile   the rarest values are clipped
-    entropy      least Kullback-Leibler divergence from the clipped, quantized distribution (calibration/entropy.py)
-    mse          least expected squared error of the actual codes (calibration/error.py)
+    minmax           nothing is clipped
+    moving-average   what frames reach on average, later ones weighing more (calibration/extremes.py)
+    percentile       the rarest values are clipped
+    entropy          least Kullback-Leibler divergence from the clipped, quantized distribution (calibration/entropy.py)
+    mse              least expected squared error of the actual codes (calibration/error.py)
 
 A range is (low, high) with minimum <= low <= 0 <= high <= maximum: zero padding must stay exact.
 """
@@ -18,15 +19,17 @@ from numpy.typing import NDArray
 
 from calibration.entropy import entropy
 from calibration.error import mse
+from calibration.errors import BadScaleTable
 from calibration.scheme import Quantizer, Scheme, affine
 from calibration.seen import Seen, folded
 
 Range = tuple[float, float]
-Method = Literal["minmax", "percentile", "entropy", "mse"]
+Method = Literal["minmax", "moving-average", "percentile", "entropy", "mse"]
 
 METHODS: tuple[Method, ...] = get_args(Method)
 PARAMETERS: Mapping[str, Mapping[str, tuple[float, float, float]]] = {  # method, parameter: default, least, most
     "minmax": {},
+    "moving-average": {},
     "percentile": {"percent": (99.99, 50.0, 100.0)},
     "entropy": {},
     "mse": {},
@@ -45,6 +48,21 @@ def minmax(seen: Seen, scheme: Scheme) -> Range:
     """Everything that was seen, and zero."""
     del scheme
     return min(seen.minimum, 0.0), max(seen.maximum, 0.0)
+
+
+def moving_average(seen: Seen, scheme: Scheme) -> Range:
+    """The moving average of what each frame reached on either side, and zero; depends on the order of the frames.
+
+    Raises BadScaleTable for statistics without it: those of a table that an older version wrote.
+    """
+    del scheme
+    if seen.extremes is None:
+        raise BadScaleTable(
+            "the extremes of single frames, which 'moving-average' needs, were not kept when this scale table was "
+            "made. Calibrate again, or use another recipe."
+        )
+    low, high = seen.extremes.average
+    return min(max(low, seen.minimum), 0.0), max(min(high, seen.maximum), 0.0)
 
 
 def percentile(seen: Seen, scheme: Scheme, percent: float = 99.99) -> Range:
@@ -78,6 +96,7 @@ def _reach(outwards: NDArray[np.int64], allowed: float) -> float:
 
 _FUNCTIONS: Mapping[str, Callable[..., Range]] = {
     "minmax": minmax,
+    "moving-average": moving_average,
     "percentile": percentile,
     "entropy": entropy,
     "mse": mse,

@@ -5,7 +5,7 @@
     [parameters]
     percent = 99.99
 
-Four come with the package, in calibration/recipes/; the name of a recipe is the stem of its file.
+Five come with the package, in calibration/recipes/; the name of a recipe is the stem of its file.
 """
 
 from __future__ import annotations

@@ -6,6 +6,9 @@ BINS bins. A wider grid is an exact coarsening of a narrower one (floor(floor(x 
 may come in any order, in any number of processes, and `merge` gives what one pass over everything would have given,
 bin for bin. One pass, and memory that does not depend on the number of frames.
 
+Beside it goes a moving average of every frame's own extremes (calibration/extremes.py). That one has an order: merging
+`one` and `other` means that the frames of `other` came after those of `one`.
+
 Exact zeros are counted apart. A ReLU puts half of its output there, every quantizer represents them exactly, and they
 would drown the first bin.
 """
@@ -19,6 +22,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from calibration.errors import BadActivations
+from calibration.extremes import Extremes, follow, widest
 
 BINS = 2048
 BLOCK = 32_768  # elements; a block and its two temporaries (float32, int64) stay in a core's own cache
@@ -33,6 +37,7 @@ class Seen:
     maximum: float
     zeros: int  # values equal to 0.0 or -0.0; not in the histogram
     counts: NDArray[np.int64]  # (bins,), from the bin of min(minimum, 0) to the bin of max(maximum, 0); read-only
+    extremes: Extremes | None = None  # of frames, in their order; None in tables of before there were any
 
     def __post_init__(self) -> None:
         if not (math.isfinite(self.minimum) and math.isfinite(self.maximum) and self.minimum <= self.maximum):
@@ -71,12 +76,11 @@ class Seen:
     def __eq__(self, other: object) -> bool:
         if not isinstance(other, Seen):
             return NotImplemented
-        return (self.minimum, self.maximum, self.zeros) == (other.minimum, other.maximum, other.zeros) and bool(
-            np.array_equal(self.counts, other.counts)
-        )
+        mine, theirs = ((s.minimum, s.maximum, s.zeros, s.extremes) for s in (self, other))
+        return mine == theirs and bool(np.array_equal(self.counts, other.counts))
 
     def __hash__(self) -> int:
-        return hash((self.minimum, self.maximum, self.zeros, self.counts.tobytes()))
+        return hash((self.minimum, self.maximum, self.zeros, self.extremes, self.counts.tobytes()))
 
 
 def grid(minimum: float, maximum: float) -> tuple[int, int, int]:
@@ -94,7 +98,7 @@ def grid(minimum: float, maximum: float) -> tuple[int, int, int]:
 
 
 def see(values: NDArray[np.float32] | NDArray[np.float16], name: str = "the tensor") -> Seen:
-    """What is in one array, of any shape and strides. `name` is for messages only.
+    """What is in one array, of any shape and strides: one frame's values. `name` is for messages only.
 
     Raises BadActivations if a value is NaN or Inf, if there is none, or if they are not float32 or float16.
     """
@@ -108,7 +112,8 @@ def see(values: NDArray[np.float32] | NDArray[np.float16], name: str = "the tens
         raise BadActivations(_where_not_finite(values, name))
     exponent, first, bins = grid(minimum, maximum)
     zeros, counts = _histogram(flat, exponent, first, bins)
-    return Seen(minimum + 0.0, maximum + 0.0, zeros, counts)  # + 0.0: no -0.0, which would print differently
+    minimum, maximum = minimum + 0.0, maximum + 0.0  # no -0.0, which would print differently
+    return Seen(minimum, maximum, zeros, counts, Extremes(1, (minimum, maximum), (minimum, maximum)))
 
 
 def update(seen: Seen | None, values: NDArray[np.float32] | NDArray[np.float16], name: str = "the tensor") -> Seen:
@@ -118,7 +123,19 @@ def update(seen: Seen | None, values: NDArray[np.float32] | NDArray[np.float16],
 
 
 def merge(one: Seen, other: Seen) -> Seen:
-    """What `see` would have returned for all values of both at once, bin for bin."""
+    """What was seen in the frames of `one` and then in those of `other`: all but the extremes is the same either way.
+
+    Bin for bin what `see` would have returned for all values at once.
+    """
+    return _together(one, other, follow(one.extremes, other.extremes))
+
+
+def unite(one: Seen, other: Seen) -> Seen:
+    """What was seen of two tensors in the same frames, for one scale that serves both, as inputs of a concatenation."""
+    return _together(one, other, widest(one.extremes, other.extremes))
+
+
+def _together(one: Seen, other: Seen, extremes: Extremes | None) -> Seen:
     minimum, maximum = min(one.minimum, other.minimum), max(one.maximum, other.maximum)
     exponent, first, bins = grid(minimum, maximum)
     counts = np.zeros(bins, np.int64)
@@ -130,7 +147,7 @@ def merge(one: Seen, other: Seen) -> Seen:
             # The shift of a negative number floors, as the grid does. Past 62 all bits are gone anyway.
             into = (np.arange(start, start + length) >> min(exponent - was, 62)) - first
             np.add.at(counts, into, part.counts)
-    return Seen(minimum, maximum, one.zeros + other.zeros, counts)
+    return Seen(minimum, maximum, one.zeros + other.zeros, counts, extremes)
 
 
 def folded(seen: Seen) -> NDArray[np.int64]:

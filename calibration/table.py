@@ -6,20 +6,20 @@ its own from the same table; so may another recipe, without another calibration 
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass, field, replace
 from difflib import get_close_matches
 
 import numpy as np
 from numpy.typing import NDArray
 
-from calibration.errors import BadActivations, StaleScaleTable, UnknownTensor
+from calibration.errors import BadActivations, BadScaleTable, StaleScaleTable, UnknownTensor
 from calibration.ranges import quantizer
 from calibration.recipe import Recipe
 from calibration.scheme import Quantizer, Scheme
 from calibration.seen import Seen, merge, update
 
-SCHEMA = "edgeseg.scales/1"
+SCHEMA = "edgeseg.scales/2"
 
 
 @dataclass(frozen=True, slots=True)
@@ -34,8 +34,15 @@ class ScaleTable:
     schema: str = field(default=SCHEMA)
 
     def quantizer(self, name: str, scheme: Scheme) -> Quantizer:
-        """One tensor's scale and zero point, by this table's recipe. Raises UnknownTensor."""
-        return quantizer(self.seen(name), self.recipe.method, scheme, self.recipe.parameters)
+        """One tensor's scale and zero point, by this table's recipe. Raises UnknownTensor.
+
+        Raises BadScaleTable, naming the tensor, where the recipe needs what an older table does not hold.
+        """
+        seen = self.seen(name)
+        try:
+            return quantizer(seen, self.recipe.method, scheme, self.recipe.parameters)
+        except BadScaleTable as error:
+            raise BadScaleTable(f"tensor '{name}': {error}") from error
 
     def seen(self, name: str) -> Seen:
         """What was seen of one tensor. Raises UnknownTensor."""
@@ -55,12 +62,19 @@ class ScaleTable:
 
 
 def calibrate(
-    batches: Iterable[Mapping[str, NDArray[np.float32]]], recipe: Recipe, *, model: str, data: str
+    batches: Iterable[Mapping[str, NDArray[np.float32]]],
+    recipe: Recipe,
+    *,
+    model: str,
+    data: str,
+    watch: Callable[[int, Mapping[str, Seen]], object] | None = None,
 ) -> ScaleTable:
     """See every tensor of every frame, once, one frame at a time.
 
     `batches` yields {tensor name: float32 activations of any shape} for one frame after another, every time with the
-    same names; nothing of a frame is kept. `model` and `data` are hashes that say what the table belongs to.
+    same names; nothing of a frame is kept. `model` and `data` are hashes that say what the table belongs to. `watch` is
+    called after every frame with the number of frames and what was seen so far: a mapping of its own, of values that
+    never change, so it may be kept.
     Raises BadActivations: no frames, a missing or surplus tensor, NaN or Inf (with the tensor and the frame named).
     """
     tensors: dict[str, Seen] = {}
@@ -75,6 +89,8 @@ def calibrate(
             )
         for name, values in batch.items():
             tensors[name] = update(tensors.get(name), values, f"tensor '{name}', {where}")
+        if watch is not None:
+            watch(frames, dict(tensors))
     if not frames:
         raise BadActivations("frames to calibrate on were expected, got none. Scales are never taken from random data.")
     return ScaleTable(model, data, recipe, frames, tensors)
@@ -102,10 +118,11 @@ def check(table: ScaleTable, *, model: str, data: str, recipe: Recipe) -> None:
 
 
 def merge_tables(one: ScaleTable, other: ScaleTable, *, data: str | None = None) -> ScaleTable:
-    """The table of the frames of both, as one process would have made it, bin for bin.
+    """The table of the frames of `one` and then of `other`, as one process would have made it, bin for bin.
 
-    Both must be of the same model, recipe and tensors; and of the same `data` too, unless the hash of the whole is
-    given. Raises StaleScaleTable.
+    Only what "moving-average" reads depends on which is first, and equals one process's but for rounding. Both must be
+    of the same model, recipe and tensors; and of the same `data` too, unless the hash of the whole is given. Raises
+    StaleScaleTable.
     """
     if data is None:
         check(other, model=one.model, data=one.data, recipe=one.recipe)

@@ -152,6 +152,15 @@ def main() -> None:
     show_default=True,
     help="Points of mIoU (without labels: of agreement with FP32) that may be lost.",
 )
+@click.option(
+    "--max-class-drop", type=click.FloatRange(0), help="Points of IoU that any class may lose.  [default: any]"
+)
+@click.option(
+    "--search",
+    type=click.FloatRange(0, min_open=True),
+    metavar="MINUTES",
+    help="Look so long for the convolutions to keep in float.  [default: 5, where INT8 loses too much]",
+)
 @click.option("--rewrite", "rules", type=NAMES, help="Rewrite into cheaper convolutions too: 'all', or names of rules.")
 @_wished
 @click.option("--quick", is_flag=True, help="A first look: fewer frames and rounds, no bias correction.")
@@ -186,6 +195,7 @@ def build(
     from edgeseg.pipeline import build as run
     from edgeseg.pipeline.rewriting.wish import wish_of
     from edgeseg.report.rewriting import rewrite_table
+    from edgeseg.report.search import search_table
     from edgeseg.report.text import build_table
 
     console = Console(quiet=quiet)
@@ -208,6 +218,8 @@ def build(
         **options,
     )
     click.echo(build_table(built.report))
+    for document in built.report["search"] or ():
+        click.echo(f"\n{search_table(document)}")
     if built.report["rewriting"] is not None:
         click.echo(f"\n{rewrite_table(built.report['rewriting'])}")
     click.echo(f"\nbundle: {built.path}")
@@ -471,3 +483,40 @@ def doctor() -> None:
     from edgeseg.doctor import report as text
 
     click.echo(text(diagnose()))
+
+
+@main.command()
+@click.argument("bundle", type=ANY)
+@click.option("--data", type=ANY, help="DATASET.toml, or a folder in a known layout.  [default: the bundle's frames]")
+@click.option("--split", default="val", show_default=True)
+@click.option("--variant", help="One of the bundle's engines.  [default: the one handed over, else the one in INT8]")
+@click.option("--frames", type=click.IntRange(1), default=64, show_default=True, help="To compare masks on, at most.")
+@click.option("--layer-frames", type=click.IntRange(1), default=4, show_default=True, help="To compare layers on.")
+@click.option("--video", help="For flicker: a source as of stream.  [default: the first frames of the split]")
+@click.option("--gallery", type=click.IntRange(0), default=6, show_default=True, help="Pictures of the worst frames.")
+@click.option(
+    "--seconds", type=click.FloatRange(0, min_open=True), default=60.0, show_default=True, help="To take, about."
+)
+@click.option("--threads", type=click.IntRange(0), default=0, help="0: all that this process may use.")
+@click.option("--html", type=NEW_FILE, help="Write a page with the pictures here.")
+@click.option("--json", "json_path", type=NEW_FILE, help="Write the document here; `edgeseg report` draws it.")
+@click.option("--quiet", is_flag=True)
+@_said
+def explain(bundle: Path, html: Path | None, json_path: Path | None, quiet: bool, **options: Any) -> None:
+    """Where the accuracy of a bundle's engine went: by layer, by class, at boundaries and over time.
+
+    Layers come worst first, by what each does to the scores when it alone is as deployed and all others are FP32.
+    """
+    from edgeseg.console import Console
+    from edgeseg.pipeline.explain import explain as run
+    from edgeseg.report.explain import explain_table
+    from edgeseg.report.html import write_document
+
+    for path in (html, json_path):
+        if path is not None:
+            require_writable(path)
+    document = run(bundle, console=Console(quiet=quiet), **options)
+    click.echo(explain_table(document))
+    _write_json(document, json_path)
+    if html is not None:
+        click.echo(f"wrote {write_document(document, f'explain {bundle.stem}', html)}", err=True)

@@ -20,7 +20,7 @@ from edgeseg.data.street import CLASSES
 from edgeseg.errors import AccuracyFailed, BadInput, CannotTell, EdgesegError, MissingOnMachine
 from tests.quantize import making
 
-COMMANDS = ("build", "rewrite", "eval", "bench", "stream", "profile", "report", "export", "doctor")
+COMMANDS = ("build", "rewrite", "eval", "bench", "stream", "profile", "report", "export", "doctor", "explain")
 
 
 def run(*arguments: object) -> Result:

@@ -263,7 +263,7 @@ def test_changed_frames_are_another_table(built: Path, tmp_path: Path, capsys: p
     def table() -> ScaleTable:
         reading, _, _ = frames_for(load_dataset(tmp_path), "train", None, QUICK, bundle.spec)
         assert reading is not None
-        return calibrated(model, reading, load_recipe("minmax"), True, Console(quiet=False))
+        return calibrated(model, reading, load_recipe("minmax"), True, Console(quiet=False))[0]
 
     before, same = table(), table()
     assert before == same
@@ -346,3 +346,57 @@ def test_int8_needs_a_frame_to_judge_by(tmp_path: Path, street: Path) -> None:
     images(tmp_path, 1)
     with pytest.raises(BadInput, match="judge by"):
         build(street / "net.onnx", data=tmp_path, precision="int8", quick=True)
+
+
+def test_what_is_kept_in_float_stays_so_in_every_dialect(built: Path, tmp_path: Path) -> None:
+    from edgeseg import quantize
+    from edgeseg.pipeline.calibrate import quantized
+
+    images(tmp_path, 6)
+    bundle = read_bundle(built)
+    model = OnnxModel(bundle.files["fp32.onnx"], bundle.spec)
+    reading, _, look = frames_for(load_dataset(tmp_path), "train", None, QUICK, bundle.spec)
+    assert reading is not None
+    table, _ = calibrated(model, reading, load_recipe("minmax"), False, Console())
+    frames = look_at(look, bundle.spec, 2)
+    names = quantize.place(quantize.Graph(model.graph), quantize.DIALECTS["tensorrt"]).convolutions
+    whole = quantized(model, table, ["onnxruntime"], frames, False, Console())["onnxruntime"]
+    less = quantized(model, table, ["onnxruntime"], frames, False, Console(), frozenset(names[:1]))["onnxruntime"]
+
+    def in_int8(graph: bytes) -> set[str]:
+        view = quantize.Graph(graph)
+        made = {node.output[0] for node in view.nodes if node.op_type == "DequantizeLinear"}
+        return {node.name for node in view.nodes if node.op_type == "Conv" and node.input[1] in made}
+
+    assert in_int8(whole.graph) - in_int8(less.graph) == {names[0]}
+    assert in_int8(less.graph) < in_int8(whole.graph)
+
+
+def test_a_full_build_says_what_it_calibrated_on_and_searches_where_int8_loses_too_much(tmp_path: Path) -> None:
+    from edgeseg.pipeline import build
+
+    (tmp_path / "net.onnx").write_bytes(making.plain_network())
+    (tmp_path / "net.toml").write_text(making.PLAIN_SPEC, encoding="utf-8")
+    images(tmp_path / "train", 12)
+    images(tmp_path / "val", 4)
+    data = tmp_path / "data.toml"
+    data.write_text(
+        'name = "two"\n[splits.train]\nimages = "train/frames"\n[splits.val]\nimages = "val/frames"\n', encoding="utf-8"
+    )
+    built = build(
+        tmp_path / "net.onnx",
+        data=data,
+        samples=6,
+        precision="int8",
+        backend="onnxruntime",
+        max_miou_drop=0.0,
+        search=0.2,
+    )
+    report = built.report
+    assert report["coverage"]["frames"] >= 1
+    assert report["mismatch"]["sentence"]
+    assert report["search"], "no INT8 is exactly FP32, so there was something to look for"
+    assert report["search"][0]["schema"] == "edgeseg.search/1"
+    chosen = next(engine for engine in report["engines"] if engine["name"] == report["chosen"])
+    first = next(engine for engine in report["engines"] if engine["precision"] == "fp32")
+    assert chosen["agreement"] == first["agreement"] == 1.0

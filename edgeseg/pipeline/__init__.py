@@ -30,6 +30,9 @@ from edgeseg.pipeline.calibrate import calibrated, quantized, recipe_named
 from edgeseg.pipeline.engines import REWRITTEN, engines_for, joined, measured_accuracy, runtimes
 from edgeseg.pipeline.frames import QUICK, Effort, frames_for, look_at
 from edgeseg.pipeline.ingest import ingest, profiled
+from edgeseg.pipeline.sampling import calibration_notes, preprocessing_checked, sampled
+from edgeseg.pipeline.search.build import Mixed, mixed_for
+from edgeseg.pipeline.search.floor import Floor
 from edgeseg.spec import spec_for
 from edgeseg.trials import document
 from edgeseg.trials.choose import Measured, choose
@@ -66,6 +69,8 @@ def build(
     samples: int | None = None,
     rewrite: Wish | None = None,
     max_miou_drop: float = 1.0,
+    max_class_drop: float | None = None,
+    search: float | None = None,
     out: str | Path | None = None,
     quick: bool = False,
     dynamic: bool = False,
@@ -81,7 +86,9 @@ def build(
     `data`, `split`: frames to calibrate on, needed for "int8" unless a bundle brings its scales. `eval_split`: frames
     for the verdict, by default "val" if there is one, else what `split` has left. `trt`: settings for engines of
     TensorRT (edgeseg.backends.tensorrt.options). `max_miou_drop`: points of 100 (without labels, of agreement with
-    FP32). `quick`: fewer frames and rounds and no bias correction, for a first look.
+    FP32). `max_class_drop`: the same for the IoU of every class. `search`: minutes to look for the convolutions that
+    stay in float; without, a search is made only where the fastest INT8 engine loses too much, for 5 minutes at most
+    (never with `quick`). `quick`: fewer frames and rounds and no bias correction, for a first look.
 
     Raises ModelError, SpecError, DatasetError, ParityFailed (the graph does not compute what the network computes),
     AccuracyFailed (no engine is accurate enough), PrecisionAbsent (an engine lacks the precision it was built for),
@@ -145,6 +152,20 @@ def build(
             use_cache=use_cache,
             console=console,
         )
+    picked, doubt, converged = None, None, None
+    if calibration is not None and dataset is not None and not quick:
+        doubt = preprocessing_checked(fp32, calibration, dataset, use_cache=use_cache, console=console)
+        if precision == "int8" and (before is None or before.table is None):
+            same = verdict is not None and verdict.split.name == calibration.split.name
+            calibration, picked = sampled(
+                calibration.split,
+                effort.samples,
+                read_spec,
+                fp32=fp32,
+                among=calibration.indices if same else None,
+                use_cache=use_cache,
+                console=console,
+            )
     baseline = baseline_for(fp32, calibration, quick=quick, use_cache=use_cache, console=console)
     table, int8 = None, {}
     if precision == "int8":
@@ -152,7 +173,7 @@ def build(
             table = before.table
         else:
             assert calibration is not None  # without frames the build has ended above
-            table = calibrated(fp32, calibration, chosen_recipe, use_cache, console)
+            table, converged = calibrated(fp32, calibration, chosen_recipe, use_cache, console)
         int8 = quantized(fp32, table, runs_on, look[: effort.correct], use_cache, console)
     tried = engines_for(fp32, int8, runs_on, precision, look, effort, console, trt)
     small: Shrunk | None = None
@@ -162,7 +183,7 @@ def build(
         from edgeseg.pipeline.rewriting.build import shrunk_for
 
         def quantize(model: OnnxModel, names: Sequence[str]) -> dict[str, OnnxModel]:
-            found = calibrated(model, calibration, chosen_recipe, use_cache, console)
+            found, _ = calibrated(model, calibration, chosen_recipe, use_cache, console)
             return quantized(model, found, names, look[: effort.correct], use_cache, console)
 
         small = shrunk_for(
@@ -189,6 +210,33 @@ def build(
     judged = document.evaluation_row(accuracy, verdict) if accuracy and verdict else None
     if before is not None and before.frames and not accuracy:
         accuracy, judged = on_references(tried)
+    mixed: Mixed | None = None
+    if table is not None and accuracy and (search is not None or not quick):
+        scales = table
+
+        def int8_of(name: str, kept: frozenset[str]) -> OnnxModel:
+            return quantized(fp32, scales, (name,), look[: effort.correct], True, Console(), kept)[name]
+
+        floor = Floor(max_miou_drop, max_class_drop)
+        mixed = mixed_for(
+            tried,
+            fp32,
+            int8_of,
+            accuracy,
+            dataset,
+            calibration,
+            verdict,
+            floor,
+            search,
+            look,
+            effort,
+            asked=trt,
+            use_cache=use_cache,
+            console=console,
+        )
+        if mixed is not None and mixed.tried is not tried:
+            tried, engines = mixed.tried, mixed.tried.engines
+            accuracy = measured_accuracy(engines, read_spec, dataset, verdict, use_cache, console)
     with console.step("race") as step:
         with console.bar(effort.rounds, "race") as done:
             times = race(
@@ -208,10 +256,11 @@ def build(
             latency[e.name].p50 or latency[e.name].mean,
             points.get(e.name),
             e.name.startswith(REWRITTEN),
+            document.worst_class(accuracy, e.name, names),
         )
         for e in engines
     ]
-    choice = choose(measured, precision, max_miou_drop, metric)
+    choice = choose(measured, precision, max_miou_drop, metric, max_class_drop)
     report: dict[str, Any] = {
         "schema": "edgeseg.build/1",
         "name": read_spec.name,
@@ -227,6 +276,7 @@ def build(
         else document.calibration_row(table, calibration)
         if table and calibration
         else None,
+        **calibration_notes(picked, doubt, converged),
         "evaluation": judged,
         "baseline": baseline.to_json() if baseline else before and before.baseline,
         "engines": [
@@ -238,8 +288,9 @@ def build(
         "rewriting": small.to_json(engines, latency, accuracy, names, verdict.split.name, console.seconds)
         if small is not None and verdict is not None
         else None,
+        "search": mixed.to_json() if mixed is not None else None,
         "chosen": choice.name,
-        "reasons": list(choice.reasons),
+        "reasons": [*(mixed.reasons if mixed is not None else ()), *choice.reasons],
         "seconds": {name: round(seconds, 2) for name, seconds in console.seconds.items()},
         "peak_rss_mb": peak_rss_mb(),
         "machine": machine(),

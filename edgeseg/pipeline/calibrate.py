@@ -24,8 +24,10 @@ from edgeseg.backends.onnxruntime import probe
 from edgeseg.console import Console
 from edgeseg.data import Reading
 from edgeseg.errors import BadInput
+from edgeseg.measure.convergence import Convergence
 from edgeseg.measure.machine import machine
 from edgeseg.pipeline.frames import prepared
+from edgeseg.pipeline.sampling import settled, watched
 from edgeseg.trials.candidates import dialect_of
 from edgeseg.types import OnnxModel, Pixels
 
@@ -37,8 +39,13 @@ def recipe_named(name: str | Path) -> Recipe:
         raise BadInput(str(error)) from error
 
 
-def calibrated(model: OnnxModel, reading: Reading, recipe: Recipe, use_cache: bool, console: Console) -> ScaleTable:
-    """What was seen of every tensor that any dialect quantizes; one frame after the other."""
+def calibrated(
+    model: OnnxModel, reading: Reading, recipe: Recipe, use_cache: bool, console: Console
+) -> tuple[ScaleTable, Convergence | None]:
+    """What was seen of every tensor that any dialect quantizes, one frame after the other; and whether that is enough.
+
+    Nothing is known of the latter where the table comes from the cache.
+    """
     data = cache.key(reading.split.digest(reading.indices), repr(model.spec.input))
     key = cache.key("scales", SCHEMA, model.digest, data, recipe.digest)
     with console.step("calibrate") as step:
@@ -46,16 +53,18 @@ def calibrated(model: OnnxModel, reading: Reading, recipe: Recipe, use_cache: bo
             table = from_json(stored.decode())
             check(table, model=model.digest, data=data, recipe=recipe)
             step.note = f"reused: {table.frames} frames of '{reading.split.name}', recipe {recipe.name}"
-            return table
+            return table, None
         graph = quantize.Graph(model.graph)
         tensors = sorted(set().union(*(quantize.place(graph, d).observed for d in quantize.DIALECTS.values())))
         frames = (frame[None] for frame in prepared(reading, model.spec))
+        snapshots = watched(reading)
         try:
             table = calibrate(
                 console.track(probe(model.graph, tensors, frames), len(reading), "calibrate"),
                 recipe,
                 model=model.digest,
                 data=data,
+                watch=snapshots,
             )
         except CalibrationError as error:
             raise BadInput(f"calibration stopped: {error}") from error
@@ -64,7 +73,7 @@ def calibrated(model: OnnxModel, reading: Reading, recipe: Recipe, use_cache: bo
         step.note = f"{table.frames} frames of '{reading.split.name}', {len(tensors)} tensors, recipe {recipe.name}"
     for skipped in reading.skipped:
         console.say(f"           skipped {skipped.name}: {skipped.reason}")
-    return table
+    return table, settled(snapshots, table, (dialect_for("onnxruntime"), quantize.TENSORRT), console)
 
 
 def quantized(
@@ -74,10 +83,20 @@ def quantized(
     frames: Sequence[Pixels],
     use_cache: bool,
     console: Console,
+    kept: frozenset[str] = frozenset(),
 ) -> dict[str, OnnxModel]:
-    """The graph in INT8 for each of the backends named, in its dialect; with biases corrected if there are frames."""
+    """The graph in INT8 for each of the backends named, in its dialect; with biases corrected if there are frames.
+
+    `kept`: names of convolutions that stay in float. The others keep the biases of the network all in INT8.
+    """
     biases = _corrected(model, table, names, frames, use_cache, console) if frames else {}
-    return {name: quantize.quantize(model, table, dialect_for(name), bias=biases.get(name)) for name in names}
+    found = {}
+    for name in names:
+        dialect = dialect_for(name)
+        placement = quantize.place(quantize.Graph(model.graph), dialect, keep_float=kept)
+        bias = {node: value for node, value in biases.get(name, {}).items() if node in placement.convolutions}
+        found[name] = quantize.quantize(model, table, dialect, placement=placement, bias=bias)
+    return found
 
 
 def _corrected(
@@ -94,9 +113,9 @@ def _corrected(
     with console.step("correct") as step:
         for name in names:
             dialect = dialect_for(name)
-            key = cache.key(
-                "biases", __version__, cache.key(to_json(table)), repr(dialect), *map(np.ndarray.tobytes, frames)
-            )
+            placement = quantize.place(quantize.Graph(model.graph), dialect)
+            rules = (repr(dialect), placement.convolutions, sorted(placement.quantizers.items()))
+            key = cache.key("biases", __version__, to_json(table), *rules, *map(np.ndarray.tobytes, frames))
             if use_cache and (stored := cache.load("biases", key)) is not None:
                 with np.load(io.BytesIO(stored)) as arrays:
                     found[name] = dict(arrays)

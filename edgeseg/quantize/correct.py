@@ -17,6 +17,7 @@ from numpy.typing import NDArray
 from calibration import ScaleTable
 from edgeseg.graph import Graph
 from edgeseg.quantize.dialects import Dialect
+from edgeseg.quantize.edges import outputs_of
 from edgeseg.quantize.placement import place
 from edgeseg.quantize.write import bias_name, quantize
 from edgeseg.types import Frames, OnnxModel
@@ -45,7 +46,7 @@ def corrected_biases(
             weights = graph.constant(node.input[1])
             if own is not None and weights is not None:
                 outputs[node.name] = node.output[0]
-                biases[node.name] = np.broadcast_to(own, weights.shape[:1]).astype(np.float32)
+                biases[node.name] = np.broadcast_to(own, outputs_of(node, weights.shape)).astype(np.float32)
     exact = _means(probe(model.graph, list(outputs.values()), frames))
     emulated = replace(dialect, fake=False, integer_bias=False)
     rounded = Graph(quantize(model, table, emulated, placement=placement, bias=biases).graph)

@@ -29,7 +29,13 @@ class Dialect:
     closed: bool = False  # a convolution needs its output quantized too; pooling and resizing stay integer by pairs
     one_scale_per_concat: bool = False
     at_convolutions: bool = False  # a pair also right in front of a convolution, behind what only moves values
+    sums: bool = False  # an addition reads integers where what it adds is quantized anyway
     weight_bits: int = 8
+
+    @property
+    def engine(self) -> str:
+        """The runtime that the dialect is for: onnxruntime, openvino or tensorrt."""
+        return self.name.partition("-")[0]
 
 
 ONNXRUNTIME_X86 = Dialect("onnxruntime-x86", UNSIGNED, integer_bias=True, closed=True)

@@ -1,26 +1,37 @@
 """Which tensors are quantized, with which other tensors they share a scale, and why the rest is not.
 
-The rule: convolutions are quantized and what stands between them stays float. A quantizer is placed at the source of
-a convolution's input, above what only moves values (max-pooling, nearest resizing, reshaping, concatenation), so that
-those run on integers too. The convolution that makes the scores gives float scores: eight bits there would decide
-between classes by rounding.
+Convolutions are quantized by the rules of reasons.py and what stands between them stays float. A quantizer is placed at
+the source of a convolution's input, above what only moves values (max-pooling, nearest resizing, reshaping,
+concatenation), so that those run on integers too.
 """
 
 from __future__ import annotations
 
 from collections.abc import Iterable, Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import TYPE_CHECKING
 
+from edgeseg.errors import ModelError
 from edgeseg.graph import Graph
 from edgeseg.quantize.dialects import Dialect
+from edgeseg.quantize.edges import (
+    activated,
+    gives_scores,
+    inner_convolutions,
+    is_convolution,
+    kind_of,
+    moves_only,
+    refuse_foreign,
+)
+from edgeseg.quantize.reasons import Rule, can_run, rule
 from edgeseg.types import FRAME
 
 if TYPE_CHECKING:
     import onnx
 
-# Ops that only move values: they commute with quantization exactly.
-_MOVES = {"MaxPool", "Reshape", "Transpose", "Squeeze", "Unsqueeze", "Flatten", "Slice", "DepthToSpace", "SpaceToDepth"}
+_BY_REQUEST = "runs in float by request"
+_ASKED = "runs in INT8 by request, against the rule"
+__all__ = ["Placement", "moves_only", "place"]
 
 
 @dataclass(frozen=True, slots=True)
@@ -29,13 +40,20 @@ class Placement:
 
     `convolutions`: names of the nodes that run in INT8. `quantizers`: tensor → the tensors whose common range it uses.
     `moves`: tensors behind an op that only moves values, requantized with the same scale in closed dialects:
-    tensor → the quantized tensor whose scale they keep. `floats`: node → why it stays float.
+    tensor → the quantized tensor whose scale they keep. `floats`: convolution → why it stays float.
+    `reasons`: node → why it runs as it does, convolutions or not. `edges`: tensor → why it carries a quantizer.
+    `sums`: names of the additions that read integers where there are any. `groups`: convolutions in INT8 that read
+    the same tensors, in order of the graph: with one of them in float, those tensors are needed in both types.
     """
 
     convolutions: tuple[str, ...]
     quantizers: dict[str, tuple[str, ...]]
     moves: dict[str, str]
     floats: dict[str, str]
+    reasons: dict[str, str] = field(default_factory=dict)
+    edges: dict[str, str] = field(default_factory=dict)
+    sums: frozenset[str] = frozenset()
+    groups: tuple[tuple[str, ...], ...] = ()
 
     @property
     def observed(self) -> set[str]:
@@ -43,60 +61,32 @@ class Placement:
         return {tensor for group in self.quantizers.values() for tensor in group}
 
 
-def moves_only(node: onnx.NodeProto) -> bool:
-    """Whether every output value of the node is one of its input values."""
-    if node.op_type == "Resize":
-        return any(attribute.name == "mode" and attribute.s == b"nearest" for attribute in node.attribute) or not any(
-            attribute.name == "mode" for attribute in node.attribute
-        )
-    return node.op_type in _MOVES
+def place(graph: Graph, dialect: Dialect, *, keep_float: Iterable[str] = (), also: Iterable[str] = ()) -> Placement:
+    """Decide where quantizers go for a dialect. `keep_float`: names of convolutions to leave alone.
 
-
-def convolutions(graph: Graph) -> Iterator[onnx.NodeProto]:
-    """The nodes that could run in INT8: convolutions with constant weights."""
-    for node in graph.nodes:
-        if node.op_type == "Conv" and graph.constant(node.input[1]) is not None:
-            yield node
-
-
-def activated(graph: Graph, node: onnx.NodeProto) -> str:
-    """The tensor that a convolution and the ReLU or Clip fused behind it give."""
-    tensor = node.output[0]
-    readers = graph.consumers(tensor)
-    if len(readers) == 1 and readers[0].op_type in ("Relu", "Clip") and tensor not in graph.outputs:
-        return str(readers[0].output[0])
-    return str(tensor)
-
-
-def place(graph: Graph, dialect: Dialect, *, keep_float: Iterable[str] = ()) -> Placement:
-    """Decide where quantizers go for a dialect. `keep_float`: names of convolutions to leave alone."""
-    kept = set(keep_float)
-    floats = {
-        node.name: "runs in float by request" if node.name in kept else "its weights are computed, not constant"
-        for node in graph.nodes
-        if node.op_type == "Conv" and (node.name in kept or graph.constant(node.input[1]) is None)
-    }
-    floats |= {
-        node.name: "transposed convolutions are not quantized yet: engines differ on their weight axis"
-        for node in graph.nodes
-        if node.op_type == "ConvTranspose"
-    }
-    chosen = [node for node in convolutions(graph) if node.name not in floats]
-    if dialect.closed:
-        for node in [node for node in chosen if _gives_scores(graph, node)]:
-            floats[node.name] = "gives the scores, which stay float: without an INT8 output it would not run in INT8"
-            chosen.remove(node)
-
+    `also`: names of convolutions to run in INT8 where the rules would not, to try it: the first one, transposed ones.
+    Raises ModelError for a graph that holds quantized parts already or lacks its weights, for names that it does not
+    have, and for one in `also` that cannot run in INT8.
+    """
+    refuse_foreign(graph)
+    chosen, floats, reasons = _chosen(graph, dialect, set(keep_float), set(also))
     groups = _Groups()
     sources: dict[str, None] = {}
     concats: dict[str, None] = {}
+    edges: dict[str, str] = {}
+    reads: dict[tuple[str, ...], list[str]] = {}
     for node in chosen:
-        for tensor in _sources(graph, node.input[0], concats):
+        found = tuple(_sources(graph, node.input[0], concats))
+        reads.setdefault(found, []).append(node.name)
+        for tensor in found:
             sources[tensor] = None
+            edges.setdefault(tensor, f"what {node.name} reads: a convolution in INT8 reads integers")
     if dialect.closed:
         # What a closed convolution gives must be quantized; it stands before the next one's input or before float ops.
         for node in chosen:
-            sources.setdefault(activated(graph, node), None)
+            tensor = activated(graph, node)
+            sources.setdefault(tensor, None)
+            edges.setdefault(tensor, f"what {node.name} gives: this engine's INT8 convolution writes integers only")
     for tensor in sources:
         groups.add(tensor)
 
@@ -115,13 +105,50 @@ def place(graph: Graph, dialect: Dialect, *, keep_float: Iterable[str] = ()) -> 
             moves |= _moved(graph, tensor, tensor)
         for concat in concats:
             moves |= _moved(graph, concat, concat)
+            edges.setdefault(concat, "parts of different scales are joined on one: integers need it behind them")
     if dialect.at_convolutions:
         for node in chosen:
             tensor = node.input[0]
             if tensor not in sources and (above := next(_sources(graph, tensor, {}), None)) is not None:
                 moves[tensor] = above  # with one scale a concatenation, that of any of its parts
+    edges |= {tensor: f"moved values of {above}, on its scale: no rounding" for tensor, above in moves.items()}
     quantizers = {tensor: groups.of(tensor) for tensor in (*sources, *(concats if dialect.closed else ()))}
-    return Placement(tuple(node.name for node in chosen), quantizers, moves, floats)
+    sums = frozenset(node.name for node in graph.nodes if dialect.sums and kind_of(graph, node) == "sum")
+    together = tuple(tuple(names) for names in reads.values())
+    return Placement(tuple(node.name for node in chosen), quantizers, moves, floats, reasons, edges, sums, together)
+
+
+def _chosen(
+    graph: Graph, dialect: Dialect, kept: set[str], also: set[str]
+) -> tuple[list[onnx.NodeProto], dict[str, str], dict[str, str]]:
+    """The convolutions in INT8, why the others are not, and the reason of every node that a rule speaks of."""
+    if unknown := sorted((kept | also) - {node.name for node in graph.nodes}):
+        raise ModelError(f"float or INT8 was asked for nodes that the graph does not have: {', '.join(unknown)}")
+    chosen: list[onnx.NodeProto] = []
+    floats: dict[str, str] = {}
+    reasons: dict[str, str] = {}
+    for node in graph.nodes:
+        floats |= {inner: rule("inside", dialect).why for inner in inner_convolutions(node)}
+        kind = kind_of(graph, node)
+        if not is_convolution(node):
+            if kind:
+                reasons[node.name] = rule(kind, dialect).why
+            continue
+        found = rule(kind, dialect)
+        if found.int8 and gives_scores(graph, node):
+            found = rule("transposed scores" if node.op_type == "ConvTranspose" else "scores", dialect)
+        if node.name in kept:
+            found = Rule(False, _BY_REQUEST)
+        elif node.name in also:
+            if not can_run(kind, dialect):
+                raise ModelError(f"INT8 was asked for node {node.name}, which cannot: {found.why}")
+            found = Rule(True, _ASKED)
+        reasons[node.name] = found.why
+        if found.int8:
+            chosen.append(node)
+        else:
+            floats[node.name] = found.why
+    return chosen, floats, reasons | floats
 
 
 def _sources(graph: Graph, tensor: str, concats: dict[str, None]) -> Iterator[str]:
@@ -161,21 +188,6 @@ def _moved(graph: Graph, tensor: str, scale_of: str) -> dict[str, str]:
             found[node.output[0]] = scale_of
             found |= _moved(graph, node.output[0], scale_of)
     return found
-
-
-def _gives_scores(graph: Graph, node: onnx.NodeProto) -> bool:
-    """Whether no other convolution stands between this one and the graph's output."""
-    pending, seen = [activated(graph, node)], set()
-    while pending:
-        tensor = pending.pop()
-        for reader in graph.consumers(tensor):
-            if reader.op_type in ("Conv", "ConvTranspose", "Gemm", "MatMul"):
-                return False
-            for output in reader.output:
-                if output not in seen:
-                    seen.add(output)
-                    pending.append(output)
-    return True
 
 
 class _Groups:

@@ -12,13 +12,15 @@ from functools import reduce
 from typing import TYPE_CHECKING
 
 import numpy as np
-from numpy.typing import NDArray
+from numpy.typing import ArrayLike, NDArray
 
 from calibration import Quantizer, ScaleTable, Scheme, merge, quantizer
+from calibration.scheme import SMALLEST_SCALE
 from edgeseg.errors import ModelError
 from edgeseg.graph import Graph
 from edgeseg.quantize.dialects import Dialect
-from edgeseg.quantize.placement import Placement, activated, moves_only, place
+from edgeseg.quantize.edges import activated, moves_only, output_axis
+from edgeseg.quantize.placement import Placement, place
 from edgeseg.quantize.weights import rounded
 from edgeseg.types import OnnxModel
 
@@ -26,6 +28,7 @@ if TYPE_CHECKING:
     import onnx
 
 _OPENVINO_DOMAIN = "org.openvinotoolkit"
+_MOST = float(np.finfo(np.float32).max)
 _MOST_BIAS = 2.0**30  # half of what int32 holds: the products are added to it
 
 
@@ -36,12 +39,15 @@ def quantize(
     *,
     placement: Placement | None = None,
     bias: Mapping[str, NDArray[np.float32]] | None = None,
+    rounding: Mapping[str, NDArray[np.int8]] | None = None,
 ) -> OnnxModel:
     """The model in INT8.
 
     `placement` defaults to the dialect's rule. `bias` replaces the biases of the named convolutions: float32 (K,).
-    Raises ModelError when there is nothing to quantize, StaleScales or a ValueError of `calibration` when the table
-    lacks a tensor.
+    `rounding`: integers for the weights of the named convolutions, int8 of the weights' shape, instead of nearest ones.
+    Raises ModelError when there is nothing to quantize, for a graph that is quantized already, for weights or biases
+    that are not finite and ranges that float32 scales do not hold (each names its tensor); StaleScales or a ValueError
+    of `calibration` when the table lacks a tensor.
     """
     graph = Graph(model.graph)
     placement = placement or place(graph, dialect)
@@ -64,7 +70,8 @@ def quantize(
         graph.rewire(tensor, pair[-1].output[0], nodes)
         added += pair
     for node in chosen:
-        added += _weights(graph, node, scale_of_input[node.name], dialect, (bias or {}).get(node.name))
+        given = (bias or {}).get(node.name), (rounding or {}).get(node.name)
+        added += _weights(graph, node, scale_of_input[node.name], dialect, *given)
     if dialect.fake:
         _declare(graph.model, _OPENVINO_DOMAIN, 1)
     return replace(model, graph=graph.finish(added), precision="int8")
@@ -73,7 +80,13 @@ def quantize(
 def _common(table: ScaleTable, group: tuple[str, ...], scheme: Scheme) -> Quantizer:
     """The quantizer of tensors that share a scale: of all that was seen of any of them."""
     seen = reduce(merge, (table.seen(tensor) for tensor in group))
-    return quantizer(seen, table.recipe.method, scheme, table.recipe.parameters)
+    found = quantizer(seen, table.recipe.method, scheme, table.recipe.parameters)
+    if not all(abs(value) <= _MOST for value in (found.scale, found.low, found.high)) or found.scale <= 0:
+        raise ModelError(
+            f"INT8 was wanted for tensor '{group[0]}', with values from {seen.minimum:.3g} to {seen.maximum:.3g}: "
+            "float32 holds no scale for them. Something before it diverges; keep what reads it in float"
+        )
+    return found
 
 
 def _scale_of(graph: Graph, tensor: str, quantizers: Mapping[str, Quantizer], placement: Placement) -> float | None:
@@ -95,7 +108,7 @@ def _readers(graph: Graph, tensor: str, placement: Placement) -> list[onnx.NodeP
         return graph.consumers(tensor)
 
     def leads(node: onnx.NodeProto) -> bool:
-        if node.name in chosen:
+        if node.name in chosen or node.name in placement.sums:
             return True
         return (moves_only(node) or node.op_type == "Concat") and any(
             leads(reader) for reader in graph.consumers(node.output[0])
@@ -146,6 +159,7 @@ def _weights(
     input_scale: float | None,
     dialect: Dialect,
     bias: NDArray[np.float32] | None,
+    rounding: NDArray[np.int8] | None = None,
 ) -> list[onnx.NodeProto]:
     """Weights as int8 (and the bias as int32, where the dialect wants it) behind a DequantizeLinear."""
     from onnx import helper
@@ -156,21 +170,38 @@ def _weights(
         found = graph.constant(node.input[2])
         bias = None if found is None else found.astype(np.float32)
     integer_scale = input_scale if dialect.integer_bias and bias is not None else None
-    # A channel of next to no weights, which batch norm switched off, must not make steps too fine for its bias.
-    least = 0.0 if integer_scale is None or bias is None else np.abs(bias) / (integer_scale * _MOST_BIAS)
+    _finite(weights, f"the weights '{node.input[1]}' of {node.name}")
+    if bias is not None:
+        _finite(bias, f"the bias of {node.name}")
+    least: ArrayLike = 0.0
+    if integer_scale is not None and bias is not None:
+        # A channel of next to no weights, which batch norm switched off, must not make steps too fine for its bias,
+        # nor smaller than float32 has them.
+        least = np.maximum(np.abs(bias, dtype=np.float64) / _MOST_BIAS, SMALLEST_SCALE) / integer_scale
+        if float(np.max(least)) > _MOST:
+            raise ModelError(
+                f"the bias of {node.name} reaches {np.abs(bias).max():.3g}, but its input has steps of "
+                f"{integer_scale:.3g}: no int32 bias holds both. Keep this convolution in float"
+            )
+    axis = output_axis(node, weights.shape)
+    assert axis is not None
+    weights = np.moveaxis(weights, axis, 0)
     integers, scales = rounded(weights, dialect.weight_bits, least)
+    if rounding is not None:
+        usual = rounded(weights, dialect.weight_bits)[1]
+        integers = _as_given(node.name, np.moveaxis(rounding, axis, 0), integers, scales, usual, dialect)
     stem = f"edgeseg/{node.name}/weight"
     added = [
         helper.make_node(
             "DequantizeLinear",
             [
-                graph.add_constant(f"{stem}/q", integers),
+                graph.add_constant(weight_name(node.name), np.moveaxis(integers, 0, axis)),
                 graph.add_constant(f"{stem}/scale", scales),
                 graph.add_constant(f"{stem}/zero_point", np.zeros(len(scales), np.int8)),
             ],
             [f"{stem}/dq"],
             f"{stem}/dequantize",
-            axis=0,
+            axis=axis,
         )
     ]
     node.input[1] = f"{stem}/dq"
@@ -200,6 +231,37 @@ def _weights(
     else:
         node.input.append(value)
     return added
+
+
+def _finite(values: NDArray[np.float32], what: str) -> None:
+    if not np.isfinite(values).all():
+        raise ModelError(
+            f"finite numbers were wanted, and {what} hold {np.count_nonzero(~np.isfinite(values))} NaN or Inf of "
+            f"{values.size}: the checkpoint is damaged, or training diverged"
+        )
+
+
+def _as_given(
+    node: str,
+    given: NDArray[np.int8],
+    nearest: NDArray[np.int8],
+    scales: NDArray[np.float32],
+    usual: NDArray[np.float32],
+    dialect: Dialect,
+) -> NDArray[np.int8]:
+    """The integers given; nearest ones in channels whose scale their bias raised, for which others were meant."""
+    limit = 2 ** (dialect.weight_bits - 1) - 1
+    if given.shape != nearest.shape or given.dtype != np.int8 or int(np.abs(given.astype(np.int16)).max()) > limit:
+        raise ValueError(
+            f"rounding of '{node}': int8 {nearest.shape} from {-limit} to {limit} was expected, got {given.dtype} "
+            f"{given.shape} from {given.min()} to {given.max()}. It was found for other weights or another dialect."
+        )
+    return np.where((scales == usual).reshape(-1, *[1] * (nearest.ndim - 1)), given, nearest)
+
+
+def weight_name(node: str) -> str:
+    """The name of the constant that holds the integers of a quantized convolution."""
+    return f"edgeseg/{node}/weight/q"
 
 
 def bias_name(node: str) -> str:

@@ -48,14 +48,14 @@ def curve_svg(document: Mapping[str, Any], *, dark: bool = True) -> str:
     name = {"miou": "mIoU", "agreement": "agreement with the original"}[metric]
     latency = document["latency"]
     on = f" on {latency['backend']}, {latency['precision'].upper()}" if latency else ""
-    x_ticks = _ticks(0.0, 1.05 * max(point.ms for point in points))
+    x_ticks = ticks(0.0, 1.05 * max(point.ms for point in points))
     low, high = min(point.value for point in points), max(point.value for point in points)
     pad = max(0.12 * (high - low), 0.05)
-    y_ticks = _ticks(low - pad, high + pad, whole=True)
-    x = _scale(x_ticks[0], x_ticks[-1], LEFT, WIDTH - RIGHT)
-    y = _scale(y_ticks[0], y_ticks[-1], HEIGHT - BOTTOM, TOP)
+    y_ticks = ticks(low - pad, high + pad, whole=True)
+    x = scale(x_ticks[0], x_ticks[-1], LEFT, WIDTH - RIGHT)
+    y = scale(y_ticks[0], y_ticks[-1], HEIGHT - BOTTOM, TOP)
     title = f"{document['name']}: {name} against latency{on}"
-    drawn = [_grid(x_ticks, y_ticks, x, y, f"latency{on}, p50 in ms", f"{name}, %")]
+    drawn = [grid(x_ticks, y_ticks, x, y, f"latency{on}, p50 in ms", f"{name}, %")]
     front = _front(points)
     path = " ".join(f"{x(point.ms):.1f},{y(point.value):.1f}" for point in front)
     drawn.append(f'<polyline class="front" points="{path}"/>')
@@ -76,7 +76,7 @@ def curve_svg(document: Mapping[str, Any], *, dark: bool = True) -> str:
         drawn.append(f"<g>{shape}{label}<title>{escape(said)}</title></g>")
     return (
         f'<svg class="edgeseg-curve" xmlns="http://www.w3.org/2000/svg" viewBox="0 0 {WIDTH} {HEIGHT}" role="img" '
-        f'aria-label="{escape(title)}"><style>{_style(dark)}</style>'
+        f'aria-label="{escape(title)}"><style>{style(dark)}</style>'
         f'<text class="title" x="{LEFT}" y="22">{escape(title)}</text>{"".join(drawn)}</svg>'
     )
 
@@ -108,7 +108,7 @@ def _front(points: Sequence[_Point]) -> list[_Point]:
     return front
 
 
-def _ticks(low: float, high: float, *, whole: bool = False, about: int = 6) -> list[float]:
+def ticks(low: float, high: float, *, whole: bool = False, about: int = 6) -> list[float]:
     """Round numbers, the first and the last around `low` to `high`. `whole`: of a percentage, so at most 100."""
     rough = max(high - low, 1e-9) / about
     power = 10.0 ** math.floor(math.log10(rough))
@@ -118,7 +118,7 @@ def _ticks(low: float, high: float, *, whole: bool = False, about: int = 6) -> l
     return [tick for tick in ticks if not whole or -1e-9 <= tick <= 100 + 1e-9] if whole else ticks
 
 
-def _scale(low: float, high: float, start: float, end: float) -> _Line:
+def scale(low: float, high: float, start: float, end: float) -> _Line:
     return _Line(low, (end - start) / (high - low), start)
 
 
@@ -134,7 +134,7 @@ class _Line:
         return self.start + (value - self.low) * self.slope
 
 
-def _grid(x_ticks: Sequence[float], y_ticks: Sequence[float], x: _Line, y: _Line, below: str, beside: str) -> str:
+def grid(x_ticks: Sequence[float], y_ticks: Sequence[float], x: _Line, y: _Line, below: str, beside: str) -> str:
     bottom, right = HEIGHT - BOTTOM, WIDTH - RIGHT
     lines = [
         f'<line x1="{LEFT}" x2="{right}" y1="{y(tick):.1f}" y2="{y(tick):.1f}"/>'
@@ -188,7 +188,7 @@ def _overlap(one: tuple[float, float, float, float], other: tuple[float, float, 
     return one[0] < other[2] and other[0] < one[2] and one[1] < other[3] and other[1] < one[3]
 
 
-def _style(dark: bool) -> str:
+def style(dark: bool) -> str:
     def rules(colours: Sequence[tuple[str, str]]) -> str:
         c = dict(colours)
         within = ".edgeseg-curve"

@@ -13,9 +13,11 @@ from edgeseg.bundle import Bundle, read_bundle
 from edgeseg.errors import BadInput
 from edgeseg.files import write_whole
 from edgeseg.palette import palette_of
+from edgeseg.report.explain import explain_section
 from edgeseg.report.parts import bar, table
 from edgeseg.report.picture import comparisons, png, stacked
 from edgeseg.report.rewriting import rewrite_section
+from edgeseg.report.search import search_section
 from edgeseg.report.streams import stream_section
 from edgeseg.report.text import DASH, number, size
 
@@ -23,9 +25,17 @@ STYLE = Path(__file__).with_name("report.css")
 
 
 def write_report(sources: Sequence[Path], out: Path) -> Path:
-    """Write a page of HTML about documents (JSON of build, rewrite, eval, bench, stream) and bundles, else BadInput."""
+    """Write a page of HTML about documents (JSON of the commands, see `_document`) and bundles; BadInput for others."""
     parts = [section for source in sources for section in _source(source)]
-    title = ", ".join(source.stem for source in sources)
+    return _page(", ".join(source.stem for source in sources), parts, out)
+
+
+def write_document(document: Mapping[str, Any], title: str, out: Path) -> Path:
+    """Write a page about one document that was just made."""
+    return _page(title, _document(document, out), out)
+
+
+def _page(title: str, parts: Sequence[str], out: Path) -> Path:
     page = (
         f'<!doctype html><html lang="en"><meta charset="utf-8"><title>edgeseg: {escape(title)}</title>'
         '<meta name="viewport" content="width=device-width, initial-scale=1">'
@@ -66,6 +76,8 @@ def _document(document: Any, path: Path) -> list[str]:
         "edgeseg.bench/1": _bench,
         "edgeseg.stream/1": stream_section,
         "edgeseg.rewrite/1": rewrite_section,
+        "edgeseg.search/1": search_section,
+        "edgeseg.explain/1": explain_section,
     }
     schema = document.get("schema") if isinstance(document, Mapping) else None
     if not isinstance(schema, str) or schema not in kinds:
@@ -116,7 +128,7 @@ def _build(report: Mapping[str, Any]) -> str:
     ]
     body = table(header, rows, "notes") + f"<p>Handed over: <b>{escape(report['chosen'])}</b></p><ul>{reasons}</ul>"
     return f"<h2>Build of {escape(report['name'])}</h2>{body}<ul>{''.join(f'<li>{f}</li>' for f in facts)}</ul>" + (
-        _classes(report)
+        _classes(report) + "".join(map(search_section, report.get("search") or ()))
     )
 
 

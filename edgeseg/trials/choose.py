@@ -24,6 +24,7 @@ class Measured:
     p50_ms: float
     accuracy: float | None  # None where no frames were given
     rewritten: bool = False  # of the network that was rewritten, not of the one that was given
+    worst_class: tuple[str, float] | None = None  # that lost most IoU against FP32, and how many points
 
 
 @dataclass(frozen=True, slots=True)
@@ -34,8 +35,16 @@ class Choice:
     reasons: tuple[str, ...]
 
 
-def choose(measured: Sequence[Measured], asked: Precision, max_drop: float, what: str = "mIoU") -> Choice:
+def choose(
+    measured: Sequence[Measured],
+    asked: Precision,
+    max_drop: float,
+    what: str = "mIoU",
+    max_class_drop: float | None = None,
+) -> Choice:
     """The fastest engine within `max_drop` points of FP32. `asked` is the precision that the user named.
+
+    `max_class_drop`: no class may lose more points of IoU than that.
 
     Raises AccuracyFailed when no engine qualifies, which takes an FP32 engine that differs from FP32.
     """
@@ -48,6 +57,11 @@ def choose(measured: Sequence[Measured], asked: Precision, max_drop: float, what
         if drop is not None and not drop <= max_drop:
             lost = f"{drop:.2f}" if drop >= max_drop + 0.005 else f"{drop:.2g}"
             reasons.append(f"{m.name} is out: it loses {lost} points of {what}, {max_drop:g} are allowed.")
+        elif max_class_drop is not None and m.worst_class is not None and not m.worst_class[1] <= max_class_drop:
+            reasons.append(
+                f"{m.name} is out: '{m.worst_class[0]}' loses {m.worst_class[1]:.2f} points of IoU, {max_class_drop:g} "
+                "are allowed to a class."
+            )
         else:
             qualified.append(m)
     if not qualified:

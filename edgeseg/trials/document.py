@@ -20,6 +20,16 @@ def points(accuracy: Mapping[str, Accuracy], names: Sequence[str]) -> dict[str, 
     }
 
 
+def worst_class(accuracy: Mapping[str, Accuracy], engine: str, names: Sequence[str]) -> tuple[str, float] | None:
+    """The class that loses most IoU against the first engine evaluated, and how many points; None without labels."""
+    first = next(iter(accuracy.values()), None)
+    if first is None or engine not in accuracy or not accuracy[engine].labelled:
+        return None
+    before, after = scores(first.matrix, names).iou, scores(accuracy[engine].matrix, names).iou
+    drops = {name: 100 * (value - (after[name] or 0.0)) for name, value in before.items() if value is not None}
+    return max(drops.items(), key=lambda drop: drop[1]) if drops else None
+
+
 def engine_row(
     engine: Engine,
     latency: Mapping[str, Any],

@@ -241,3 +241,39 @@ def test_entropy_clips_a_heavy_tail_and_no_bounded_one() -> None:
     assert max(-low, high) < 0.8 * np.abs(sample("heavy")).max()
     assert entropy(see(sample("constant")), UNSIGNED) == (0.0, float(np.float32(5.3)))
     assert entropy(see(np.linspace(0, 1, 100_000, dtype=np.float32)), UNSIGNED)[1] > 0.99
+
+
+# torch's observers, which look at the same arrays
+
+
+@pytest.mark.parametrize("kind", ["normal", "relu", "relu6", "prelu", "heavy", "shifted"])
+def test_mse_is_no_worse_than_torchs_histogram_observer(kind: str) -> None:
+    """It searches for the least squared error too, with ends that are bins of its own histogram."""
+    torch = pytest.importorskip("torch", reason="torch is not installed")
+    from torch.ao.quantization.observer import HistogramObserver
+
+    values = sample(kind)
+    observer = HistogramObserver(dtype=torch.quint8)
+    observer(torch.from_numpy(values))
+    scale, zero_point = observer.calculate_qparams()
+    theirs = quantization_error(values.astype(np.float64), float(scale), int(zero_point), 0, 255)
+    found = quantizer(see(values), "mse", UNSIGNED)
+    ours = quantization_error(values.astype(np.float64), found.scale, found.zero_point, 0, 255)
+    assert ours <= 1.02 * theirs
+    assert ours >= 0.2 * theirs  # it is an observer at work and not one that failed
+
+
+@pytest.mark.parametrize("kind", ["normal", "heavy", "prelu"])
+def test_entropy_by_plain_loops_over_the_raw_values(kind: str) -> None:
+    """Every clipping of magnitudes at 300 bins, from the values on, as the talk describes it."""
+    values = np.abs(sample(kind)[:4000])
+    seen = see(values)
+    counts = [0] * len(seen.counts)
+    for value in values.tolist():
+        if value != 0:
+            counts[math.floor(value / seen.width)] += 1
+    results = {stop: divergence(counts, 0, stop, 128) for stop in range(128, len(counts) + 1, 9)}
+    best = min(results.values())
+    _, high = entropy(seen, SYMMETRIC)
+    chosen = min(len(counts), round(high / seen.width + 0.499))
+    assert divergence(counts, 0, chosen, 128) <= best + 1e-9

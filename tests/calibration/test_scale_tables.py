@@ -26,6 +26,7 @@ from calibration import (
     Recipe,
     ScaleTable,
     Scheme,
+    Seen,
     StaleScaleTable,
     UnknownTensor,
     calibrate,
@@ -75,14 +76,14 @@ def test_digest_is_of_what_matters(tmp_path: Path) -> None:
     assert load_recipe(path).digest == load_recipe("percentile").digest == Recipe("x", "percentile").digest
     path.write_text('method = "percentile"\n[parameters]\npercent = 99.9\n')
     assert load_recipe(path).digest != load_recipe("percentile").digest
-    assert len({load_recipe(name).digest for name in recipe_names()}) == 4
+    assert len({load_recipe(name).digest for name in recipe_names()}) == 5
 
 
 @pytest.mark.parametrize(
     ("text", "message"),
     [
         ("", "'method' is missing"),
-        ('method = "kl"', "'kl' does not exist; it is one of minmax, percentile, entropy, mse"),
+        ('method = "kl"', "'kl' does not exist; it is one of minmax, moving-average, percentile, entropy, mse"),
         ("method = [1]", "does not exist"),
         ('method = "mse"\nsamples = 3', "unknown samples"),
         ('method = "mse"\nparameters = 3', "parameters must be a table"),
@@ -102,7 +103,7 @@ def test_bad_recipes_are_refused(tmp_path: Path, text: str, message: str) -> Non
 
 
 def test_missing_recipe_names_those_that_exist() -> None:
-    with pytest.raises(BadRecipe, match="neither one of entropy, minmax, mse, percentile nor a file"):
+    with pytest.raises(BadRecipe, match="neither one of entropy, minmax, moving-average, mse, percentile nor a file"):
         load_recipe("percntile")
     with pytest.raises(BadRecipe, match="neither one of"):
         load_recipe("")
@@ -111,9 +112,24 @@ def test_missing_recipe_names_those_that_exist() -> None:
 # tables
 
 
+def values_of(seen: Seen) -> Seen:
+    return replace(seen, extremes=None)
+
+
+def test_watching_sees_what_was_seen_so_far() -> None:
+    kept: dict[int, dict[str, Seen]] = {}
+    table = calibrate(
+        frames(4), load_recipe("mse"), model=MODEL, data=DATA, watch=lambda n, tensors: kept.update({n: dict(tensors)})
+    )
+    assert list(kept) == [1, 2, 3, 4]
+    for count, tensors in kept.items():
+        assert tensors == calibrate(frames(count), load_recipe("mse"), model=MODEL, data=DATA).tensors
+    assert kept[4] == table.tensors
+
+
 def test_calibrate_sees_every_value_of_every_frame(table: ScaleTable) -> None:
     whole = [np.concatenate([frame[name].ravel() for frame in frames(3)]) for name in table.tensors]
-    assert list(table.tensors.values()) == [see(values) for values in whole]
+    assert [values_of(seen) for seen in table.tensors.values()] == [values_of(see(values)) for values in whole]
     assert table.frames == 3
     assert table.quantizer("conv", SCHEME) == quantizer(table.seen("conv"), "percentile", SCHEME, {"percent": 99.0})
     other = table.with_recipe(load_recipe("minmax"))
@@ -141,12 +157,16 @@ def test_merged_tables_equal_one_run(table: ScaleTable) -> None:
     recipe = table.recipe
     all_frames = list(frames(3))
     parts = [calibrate(all_frames[i:j], recipe, model=MODEL, data=DATA) for i, j in ((0, 1), (1, 3))]
-    assert merge_tables(*parts) == table == merge_tables(*parts[::-1])
-    assert to_json(merge_tables(*parts)) == to_json(table)
+    for merged in (merge_tables(*parts), merge_tables(*parts[::-1])):
+        assert replace(merged, tensors={}) == replace(table, tensors={})
+        assert list(map(values_of, merged.tensors.values())) == list(map(values_of, table.tensors.values()))
+    average, apart = (t.with_recipe(load_recipe("moving-average")) for t in (table, merge_tables(*parts)))
+    for name in table.tensors:
+        assert apart.quantizer(name, SCHEME).scale == pytest.approx(average.quantizer(name, SCHEME).scale, rel=1e-6)
     other = replace(parts[1], data="e" * 64)
     with pytest.raises(StaleScaleTable, match="data"):
         merge_tables(parts[0], other)
-    assert merge_tables(parts[0], other, data=DATA) == table
+    assert merge_tables(parts[0], other, data=DATA) == merge_tables(*parts)
     with pytest.raises(StaleScaleTable, match="model"):
         merge_tables(parts[0], replace(parts[1], model="n" * 64), data=DATA)
     with pytest.raises(StaleScaleTable, match="such as 'relu'"):
@@ -185,7 +205,7 @@ def test_json_is_readable_and_stable(table: ScaleTable) -> None:
     assert from_json(text) == table
     assert to_json(replace(table, tensors=dict(reversed(list(table.tensors.items()))))) == text
     lines = text.splitlines()
-    assert len(lines) == 9 + 5 * len(table.tensors)
+    assert len(lines) == 9 + 6 * len(table.tensors)
     assert list(json.loads(text)["tensors"]) == sorted(table.tensors)
 
 
@@ -206,6 +226,10 @@ def histogram(change: Callable[[list[Any]], object]) -> Callable[[str], str]:
     return broken(lambda c: change(c["tensors"]["conv"]["histogram"]))
 
 
+def in_extremes(**fields: object) -> Callable[[str], str]:
+    return broken(lambda c: c["tensors"]["conv"]["extremes"].update(fields))
+
+
 @pytest.mark.parametrize(
     ("damage", "message"),
     [
@@ -219,8 +243,8 @@ def histogram(change: Callable[[list[Any]], object]) -> Callable[[str], str]:
             lambda text: text.replace('"frames": 3', '"frames": ' + "9" * 9999),
             "not a scale table|frames: a whole number",
         ),
-        (broken(lambda c: c.pop("schema")), "schema: edgeseg.scales/1 was expected, got None"),
-        (broken(lambda c: c.update(schema="edgeseg.scales/2")), "schema: edgeseg.scales/2 is newer"),
+        (broken(lambda c: c.pop("schema")), "schema: edgeseg.scales/2 was expected, got None"),
+        (broken(lambda c: c.update(schema="edgeseg.scales/3")), "schema: edgeseg.scales/3 is newer"),
         (broken(lambda c: c.update(schema="other/1")), "schema: .*not a scale table"),
         (broken(lambda c: c.update(extra=1)), "unknown fields: extra"),
         (broken(lambda c: c.pop("data")), "missing fields: data"),
@@ -254,6 +278,14 @@ def histogram(change: Callable[[list[Any]], object]) -> Callable[[str], str]:
         (in_conv(histogram=[1] * 5000), "tensors.conv.histogram: .*got 5000"),
         (histogram(lambda h: h.__setitem__(0, 1.0)), r"tensors.conv.histogram\[0\]: a whole number"),
         (histogram(lambda h: h.__setitem__(0, 0)), r"tensors.conv.histogram\[0\]: empty bins"),
+        (in_conv(extremes=3), "tensors.conv.extremes: an object"),
+        (in_conv(extremes={"frames": 3}), "tensors.conv.extremes: missing fields: first, average"),
+        (in_extremes(frames=0), "tensors.conv.extremes.frames: a whole number from 1"),
+        (in_extremes(first=[0]), "tensors.conv.extremes.first: two numbers"),
+        (in_extremes(first=[False, 1]), "tensors.conv.extremes.first: two numbers"),
+        (in_extremes(average=[1, -1]), "tensors.conv.extremes.average: two numbers within .* in order"),
+        (in_extremes(average=[-1e9, 0]), "tensors.conv.extremes.average: two numbers within"),
+        (in_extremes(average=[0, 10**400]), "tensors.conv.extremes.average: two numbers within"),
         (histogram(lambda h: h.append(1)), "bins were expected"),
         (histogram(lambda h: h.__setitem__(0, 2**63)), r"tensors.conv.histogram\[0\]: a whole number"),
         (histogram(lambda h: h.__setitem__(0, h[0] + 1)), "tensors.conv.count"),
@@ -276,6 +308,21 @@ def test_empty_ends_are_refused() -> None:
     content["tensors"]["t"]["zeros"] = 1
     with pytest.raises(BadScaleTable, match=r"tensors\.t\.histogram: the bins of the minimum and the maximum"):
         from_json(json.dumps(content))
+
+
+def test_a_table_of_the_first_version_is_read(table: ScaleTable) -> None:
+    """It has no extremes: every recipe but the one that needs them works, and that one says which tensor lacks them."""
+    content = json.loads(to_json(table))
+    content["schema"] = "edgeseg.scales/1"
+    for block in content["tensors"].values():
+        del block["extremes"]
+    old = from_json(json.dumps(content))
+    assert old.tensors == {name: values_of(seen) for name, seen in table.tensors.items()}
+    assert old.quantizer("conv", SCHEME) == table.quantizer("conv", SCHEME)
+    assert from_json(to_json(old)) == old
+    assert merge_tables(old, table).seen("conv").extremes is None
+    with pytest.raises(BadScaleTable, match=r"tensor 'conv': .*'moving-average' needs.*Calibrate again"):
+        old.with_recipe(load_recipe("moving-average")).quantizer("conv", SCHEME)
 
 
 # the package

@@ -13,6 +13,8 @@ from onnx import TensorProto, helper, numpy_helper
 from calibration import ScaleTable, calibrate, load_recipe
 from edgeseg.backends.onnxruntime import inference_session, probe
 from edgeseg.quantize import DIALECTS, Graph, place
+from edgeseg.quantize.edges import is_convolution, kind_of
+from edgeseg.quantize.reasons import can_run
 from edgeseg.types import FRAME, LOGITS, MASK, Frames, InputSpec, ModelSpec, OnnxModel, OutputSpec
 
 SIZE = (24, 32)
@@ -146,7 +148,12 @@ def everything() -> OnnxModel:
 def table_of(model: OnnxModel, count: int = 6, recipe: str = "minmax") -> ScaleTable:
     """What was seen of every tensor that any dialect wants."""
     graph = Graph(model.graph)
-    tensors = sorted(set().union(*(place(graph, dialect).observed for dialect in DIALECTS.values())))
+    placed = [place(graph, dialect) for dialect in DIALECTS.values()]
+    for dialect in DIALECTS.values():  # and what it can be asked for
+        known = [node for node in graph.nodes if is_convolution(node)]
+        asked = [node.name for node in known if can_run(kind_of(graph, node), dialect)]
+        placed.append(place(graph, dialect, also=asked))
+    tensors = sorted(set().union(*(found.observed for found in placed)))
     size = model.spec.input.size
     seen = probe(model.graph, tensors, (frame[None] for frame in frames(count, size)))
     return calibrate(seen, load_recipe(recipe), model=model.digest, data="waves and boxes")

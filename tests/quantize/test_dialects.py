@@ -77,7 +77,7 @@ def test_tensorrt_is_symmetric_without_integer_bias() -> None:
             assert not zero_point.any()
     assert not any(value.dtype == np.int32 for value in constants.values())
     weights = [n for n in making.parsed(made).graph.node if n.op_type == "DequantizeLinear" and n.input[0] in constants]
-    assert len(weights) == 9
+    assert len(weights) == 8
     for node in weights:
         assert [a.i for a in node.attribute if a.name == "axis"] == [0]
         assert constants[node.input[1]].shape == constants[node.input[0]].shape[:1]
@@ -94,10 +94,10 @@ def test_onnx_runtime_has_its_integers(dialect: str, kind: type, limit: int) -> 
     constants, nodes = making.constants(made), making.parsed(made).graph.node
     assert {constants[n.input[2]].dtype.type for n in nodes if n.op_type == "QuantizeLinear"} == {kind}
     biases = [n for n in nodes if n.op_type == "DequantizeLinear" and n.input[0].endswith("bias/q")]
-    assert len(biases) == 7  # all INT8 convolutions but conv4, which has none
+    assert len(biases) == 6  # all INT8 convolutions but conv4, which has none
     assert all(constants[n.input[0]].dtype == np.int32 for n in biases)
     weights = [constants[n.input[0]] for n in nodes if n.op_type == "DequantizeLinear" and "weight" in n.input[0]]
-    assert len(weights) == 8
+    assert len(weights) == 7
     assert max(int(np.abs(w.astype(int)).max()) for w in weights) == limit
 
 
@@ -120,7 +120,7 @@ def test_integer_bias_has_the_scale_of_input_times_weights() -> None:
         wanted = float_bias[f"{node.output[0]}.b"]
         assert np.all(np.abs(back - wanted) <= 0.5001 * constants[b.input[1]])
         checked += 1
-    assert checked == 7
+    assert checked == 6
 
 
 def test_openvino_has_fake_quantize_of_its_own_domain() -> None:
@@ -179,9 +179,9 @@ def test_moves_keep_the_scale_of_what_they_move() -> None:
 def test_every_reason_for_float_is_said() -> None:
     graph = Graph(making.everything().graph)
     closed, open_ = place(graph, DIALECTS["onnxruntime-x86"]), place(graph, TENSORRT)
-    assert set(closed.floats) == {"node_up2", "node_head"}
+    assert set(closed.floats) == {"node_conv1", "node_up2", "node_head"}
     assert "scores" in closed.floats["node_head"]
-    assert set(open_.floats) == {"node_up2"}
+    assert set(open_.floats) == {"node_conv1", "node_up2"}
     kept = place(graph, TENSORRT, keep_float=["node_gate"])
     assert kept.floats["node_gate"] == "runs in float by request"
     assert "node_gate" not in kept.convolutions

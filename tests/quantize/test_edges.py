@@ -56,8 +56,8 @@ def test_nothing_to_quantize_is_an_error(dialect: Dialect) -> None:
 
 def test_only_the_scores_is_nothing_to_quantize_in_closed_dialects() -> None:
     net = making.Net()
-    model = net.model(net.conv(net.image(), "head", 3))
-    with pytest.raises(ModelError, match="scores"):
+    model = net.model(net.conv(net.relu(net.conv(net.image(), "conv1", 8), "relu1"), "head", 3))
+    with pytest.raises(ModelError, match=r"node_conv1: reads the image.*node_head: gives the scores.*--fp32"):
         quantize(model, making.table_of(model), ONNXRUNTIME_X86)
     assert quantize(model, making.table_of(model), TENSORRT).precision == "int8"
 
@@ -85,11 +85,16 @@ def test_two_heads_on_one_feature(dialect: Dialect) -> None:
 
 
 @EVERY
-def test_the_image_itself_is_quantized_before_the_first_convolution(dialect: Dialect) -> None:
+def test_the_image_is_quantized_on_request_only(dialect: Dialect) -> None:
     model = making.unet()
-    made = quantize(model, making.table_of(model), dialect)
-    (first,) = (n for n in making.parsed(made.graph).graph.node if n.name == "node_conv1")
-    assert first.input[0] == "edgeseg/image/dq"
+    graph, table = Graph(model.graph), making.table_of(model)
+    usual, asked = place(graph, dialect), place(graph, dialect, also=["node_conv1"])
+    assert "reads the image" in usual.floats["node_conv1"]
+    assert "by request" in asked.reasons["node_conv1"]
+    for placement, reads in ((usual, "image"), (asked, "edgeseg/image/dq")):
+        made = quantize(model, table, dialect, placement=placement)
+        (first,) = (n for n in making.parsed(made.graph).graph.node if n.name == "node_conv1")
+        assert first.input[0] == reads
 
 
 @EVERY
@@ -135,7 +140,7 @@ def test_weights_in_constant_nodes_leave_with_them() -> None:
     proto.graph.node.extend(nodes)
     held = OnnxModel(proto.SerializeToString(), model.spec)
     made = making.parsed(quantize(held, making.table_of(model), TENSORRT).graph)
-    assert [node.name for node in made.graph.node if node.op_type == "Constant"] == []
+    assert [node.name for node in made.graph.node if node.op_type == "Constant"] == ["constant_conv1.w"]
     plain = quantize(model, making.table_of(model), TENSORRT)
     frame = making.frames(1)
     for name in ("logits",):
@@ -191,7 +196,7 @@ def test_names_that_are_missing_or_doubled_are_no_obstacle() -> None:
     made = quantize(unnamed, making.table_of(model), TENSORRT)
     named = quantize(model, making.table_of(model), TENSORRT)
     np.testing.assert_array_equal(runs(made), runs(named))
-    assert sum("weight/q" in name for name in making.constants(made.graph)) == 4
+    assert sum("weight/q" in name for name in making.constants(made.graph)) == 3
 
 
 def test_what_a_branch_reads_is_kept() -> None:

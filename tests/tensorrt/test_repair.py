@@ -43,7 +43,7 @@ def chain() -> OnnxModel:
 
 @functools.cache
 def int8(*keep_float: str, of: Callable[[], OnnxModel] = net) -> OnnxModel:
-    placement = quantize.place(Graph(of().graph), quantize.TENSORRT, keep_float=keep_float)
+    placement = quantize.place(Graph(of().graph), quantize.TENSORRT, keep_float=keep_float, also=["node_conv1"])
     return quantize.quantize(of(), making.table_of(of()), quantize.TENSORRT, placement=placement)
 
 

@@ -55,7 +55,11 @@ def variants(model: OnnxModel) -> Iterator[Variant]:
     """Every precision as a build writes it for TensorRT: what, its precision, the graph."""
     yield "fp32", "fp32", for_tensorrt(model.graph)
     yield "fp16", "fp16", for_tensorrt(half(model).model.graph)
-    int8 = quantize.quantize(model, making.table_of(model, 2), quantize.TENSORRT)
+    view = quantize.Graph(model.graph)
+    placement = quantize.place(view, quantize.TENSORRT)
+    if not placement.convolutions:  # one convolution, of the image: the builder takes it in INT8 all the same
+        placement = quantize.place(view, quantize.TENSORRT, also=placement.floats)
+    int8 = quantize.quantize(model, making.table_of(model, 2), quantize.TENSORRT, placement=placement)
     yield "int8", "int8", for_tensorrt(int8.graph)
     yield "int8+fp16", "int8", for_tensorrt(half(int8).model.graph)
 

@@ -107,3 +107,13 @@ def test_the_metric_is_named() -> None:
 def test_the_order_does_not_matter() -> None:
     measured = [FP32, engine("int8", 4.0, 59.5), engine("int8", 3.0, 10.0, "openvino")]
     assert choose(measured, "int8", 1.0).name == choose(measured[::-1], "int8", 1.0).name == "onnxruntime-int8"
+
+
+def test_a_class_that_loses_too_much_rules_an_engine_out() -> None:
+    fp32 = Measured("a-fp32", "a", "fp32", 10.0, 60.0, worst_class=("car", 0.0))
+    int8 = Measured("a-int8", "a", "int8", 5.0, 59.9, worst_class=("pedestrian", 2.5))
+    assert choose([fp32, int8], "int8", 1.0).name == "a-int8"
+    strict = choose([fp32, int8], "int8", 1.0, max_class_drop=0.5)
+    assert strict.name == "a-fp32"
+    assert any("'pedestrian' loses 2.50 points of IoU, 0.5 are allowed" in reason for reason in strict.reasons)
+    assert choose([fp32, int8], "int8", 1.0, max_class_drop=2.5).name == "a-int8"

@@ -59,7 +59,7 @@ def deployed(setting: Setting, budgets: Sequence[Budget], precision: Precision, 
     names = runtimes(None, console)
 
     def quantize(model: OnnxModel, runtime_names: Sequence[str]) -> dict[str, OnnxModel]:
-        table = calibrated(model, calibration, recipe_named("mse"), True, console)
+        table, _ = calibrated(model, calibration, recipe_named("mse"), True, console)
         return quantized(model, table, runtime_names, look[: effort.correct], True, console)
 
     int8 = quantize(fp32, names) if precision == "int8" else {}

@@ -274,9 +274,13 @@ def _told(name: str, model: OnnxModel, where: _Where) -> Engine:
 def _quantized(model: OnnxModel, backend: str) -> OnnxModel:
     """In INT8 as a build would write it, by the ranges that a random frame gives: no time depends on them."""
     dialect = dialect_for(backend)
-    observed = sorted(quantize.place(quantize.Graph(model.graph), dialect).observed)
+    graph = quantize.Graph(model.graph)
+    # The convolution that makes the layer's input is in all graphs alike; in INT8, so that the layer reads integers.
+    stem = next(node.name for node in graph.nodes if node.op_type == "Conv")
+    placement = quantize.place(graph, dialect, also=[stem])
+    observed = sorted(placement.observed)
     frames = frames_for(model.spec.input.size, 1)
     table = calibrate(
         probe(model.graph, observed, frames), load_recipe("minmax"), model=model.digest, data="a random frame"
     )
-    return quantize.quantize(model, table, dialect)
+    return quantize.quantize(model, table, dialect, placement=placement)

@@ -121,7 +121,7 @@ def rewrite(
     runs_on = runtimes(backend, console)
 
     def quantize(model: OnnxModel, names: Sequence[str]) -> dict[str, OnnxModel]:
-        table = calibrated(model, calibration, recipe_named(recipe), use_cache, console)
+        table, _ = calibrated(model, calibration, recipe_named(recipe), use_cache, console)
         return quantized(model, table, names, look[: effort.correct], use_cache, console)
 
     int8 = quantize(fp32, runs_on) if precision == "int8" else {}
