@@ -18,7 +18,8 @@ from edgeseg.backends.decide import decide
 from edgeseg.backends.onnxruntime import inference_session
 from edgeseg.graph import Graph
 from edgeseg.measure.layers import Clipping, Difference, Rounding, clipping, difference, rounding
-from edgeseg.pipeline.explain.transplant import Deployed, Quantizer
+from edgeseg.pipeline.explain.copies import Quantizer
+from edgeseg.pipeline.explain.transplant import Deployed
 from edgeseg.pipeline.search.suffix import Part, differing
 from edgeseg.types import FRAME, LOGITS, MASK, Frames, Masks
 

@@ -7,9 +7,10 @@ from collections.abc import Mapping, Sequence
 from typing import Any
 
 from edgeseg.measure.layers import MOST_DB, Difference, WeightLoss, weight_loss
+from edgeseg.pipeline.explain.copies import Quantizer
 from edgeseg.pipeline.explain.damage import Damage, Outputs
 from edgeseg.pipeline.explain.names import source_module
-from edgeseg.pipeline.explain.transplant import Deployed, Layer, Quantizer
+from edgeseg.pipeline.explain.transplant import Deployed, Layer
 
 MUCH_CLIPPED = 0.01  # of a tensor, from where it is a reason
 WRONG_GAIN = 1.2  # of a channel's weights, and its reciprocal, beyond which no rounding goes
@@ -111,6 +112,7 @@ def why(row: Mapping[str, Any]) -> str:
     for read in row["inputs"]:
         if read["seen"] is None:
             continue
+        name = f"'{read['tensor']}' (of {read['from']})"
         one, two = ("{:.3g} to {:.3g}".format(*ends) for ends in ((read["low"], read["high"]), read["seen"]))
         if read["clipped"] > MUCH_CLIPPED:
             share = 100 * read["clipped"]
@@ -119,13 +121,11 @@ def why(row: Mapping[str, Any]) -> str:
             )
         elif read["avoidable_db"] > WRONG_DB:
             found.append(
-                f"steps of {read['scale']:.3g} at '{read['tensor']}' are about {1 / read['best_factor']:.3g} times too "
+                f"steps of {read['scale']:.3g} at {name} are about {1 / read['best_factor']:.3g} times too "
                 f"coarse: integers reach from {one}, values from {two}"
             )
         elif read["shared_db"] > WRONG_DB:
-            found.append(
-                f"'{read['tensor']}' shares a scale with larger tensors, which costs it {read['shared_db']:.0f} dB"
-            )
+            found.append(f"{name} shares a scale with larger tensors, which costs it {read['shared_db']:.0f} dB")
     if not found and row["weights_alone"] and row["inputs_alone"]:
         weights_db, inputs_db = (_db(row[key]) for key in ("weights_alone", "inputs_alone"))
         if abs(weights_db - inputs_db) > 3:
@@ -171,7 +171,7 @@ def _input(deployed: Deployed, quantizer: Quantizer, outputs: Outputs) -> dict[s
     saved = together.avoidable_db if together else None
     return {
         "tensor": quantizer.tensor,
-        "from": deployed.maker(quantizer.tensor),
+        "from": deployed.source(quantizer.tensor),
         "scale": quantizer.scale,
         "zero_point": quantizer.zero_point,
         "low": quantizer.low,

@@ -5,10 +5,9 @@ bundle → variant, FP32 graph, deployed graph, engine → masks of many frames 
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import ExitStack
-from dataclasses import asdict, dataclass
-from itertools import islice
+from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
@@ -18,7 +17,7 @@ from edgeseg.backends import open_engine
 from edgeseg.backends.onnxruntime import inference_session
 from edgeseg.bundle import FP32, Bundle, Variant, read_bundle
 from edgeseg.console import Console
-from edgeseg.data import Dataset, Reading, fit, load_dataset, pick, read
+from edgeseg.data import Reading, fit, load_dataset
 from edgeseg.errors import BadInput, BundleError, MissingOnMachine, ModelError
 from edgeseg.evaluation import class_names
 from edgeseg.measure.agreement import Agreement, agreement
@@ -26,19 +25,16 @@ from edgeseg.measure.machine import machine, versions
 from edgeseg.pipeline.engines import REWRITTEN
 from edgeseg.pipeline.explain.damage import Budget, Ends, alone, damages, outputs, parts_alone, without
 from edgeseg.pipeline.explain.emulate import Emulated, emulation_of
+from edgeseg.pipeline.explain.frames import fitted, frames_to_see, video_frames
 from edgeseg.pipeline.explain.masks import Judged, Run, flicker, judge
 from edgeseg.pipeline.explain.pictures import gallery_rows
 from edgeseg.pipeline.explain.rows import end_cells, layer_rows, output_rows, rescaled, sentences, worst_first
 from edgeseg.pipeline.explain.transplant import Deployed
-from edgeseg.runtime.sources import SourceBroken, open_source
-from edgeseg.runtime.sources import parse as parse_source
-from edgeseg.runtime.values import Grab
 from edgeseg.segmenter import engine_of
-from edgeseg.types import FRAME, Frames, Mask, ModelSpec, Pixels, Sample
+from edgeseg.types import FRAME, Frames, Mask, ModelSpec, Pixels
 
 SCHEMA = "edgeseg.explain/1"
 WORST = 5  # layers that are looked at more closely
-CONSECUTIVE = 32  # frames of a video or a sequence, at most
 SAME = 0.98  # agreement with the masks stored in the bundle, below which it is said
 # Of the seconds allowed, when each part has to be over.
 _MASKS_UNTIL, _FLICKER_UNTIL, _ALONE_UNTIL, _ALL_UNTIL = 0.4, 0.55, 0.85, 1.0
@@ -83,7 +79,7 @@ def explain(
     spec, notes = opened.spec, list[str]()
     dataset = load_dataset(Path(data)) if data is not None else None
     names = class_names(spec, dataset)
-    given = _frames(opened, dataset, split, frames, layer_frames)
+    given = frames_to_see(opened, dataset, split, frames, layer_frames)
 
     emulated = emulation_of(opened, chosen, reference)
     notes += emulated.notes
@@ -138,43 +134,6 @@ def explain(
     document["says"] = sentences(document)
     document["seconds"] = {name: round(took, 2) for name, took in console.seconds.items()}
     return {**document, "machine": machine(), "versions": versions()}
-
-
-@dataclass(frozen=True, slots=True)
-class _Given:
-    """What is looked at. `close`: the few frames for layers, at the network's size. `sequence`: those in a row."""
-
-    samples: Iterable[Sample]
-    count: int
-    close: tuple[Frames, ...]
-    sequence: Reading | None = None
-    digest: str | None = None
-
-
-def _frames(opened: Bundle, dataset: Dataset | None, split: str, count: int, close: int) -> _Given:
-    size, resize = opened.spec.input.size, opened.spec.input.resize
-    if dataset is None:
-        if not opened.references:
-            raise BadInput("the bundle has no reference frames: say --data DATASET.toml (or a folder of images)")
-        references = opened.references[:count]
-        samples = [Sample(one.name, one.frame) for one in references]
-        return _Given(samples, len(samples), tuple(one.frame[None] for one in references[:close]))
-    chosen = dataset.split(split)
-    if not len(chosen):
-        raise BadInput(f"split '{split}' of '{dataset.name}' has no frames")
-    indices = pick(len(chosen), count)
-    # In chance order, so that the frames looked at when time runs out are spread over the split too.
-    order = np.random.default_rng(0).permutation(len(indices))
-    color = opened.spec.input.frame
-    reading = read(chosen, [indices[at] for at in order], color=color)
-    few = read(chosen, pick(len(chosen), close), color=color, labels=False)
-    return _Given(
-        reading,
-        len(reading),
-        tuple(fit(sample.pixels, size, resize)[None] for sample in few),
-        read(chosen, range(min(len(chosen), CONSECUTIVE)), color=color, labels=False),
-        chosen.digest(indices, labels=True),
-    )
 
 
 def _variant(opened: Bundle, name: str | None) -> Variant:
@@ -331,27 +290,8 @@ def _flicker(
     """None where there are no frames in a row."""
     if video is None and sequence is None:
         return None
-    frames = _video(video, spec) if video is not None else _fitted(sequence, spec)
+    frames = video_frames(video, spec) if video is not None else fitted(sequence, spec)
     with console.step("flicker") as step:
         found = flicker(frames, runs, ended=lambda: budget.spent(_FLICKER_UNTIL))
         step.note = f"{found['pairs']} pairs of frames"
     return {"source": "video" if video is not None else "data", **found}
-
-
-def _fitted(sequence: Reading | None, spec: ModelSpec) -> Iterator[Pixels]:
-    for sample in sequence or ():
-        yield fit(sample.pixels, spec.input.size, spec.input.resize)
-
-
-def _video(words: str, spec: ModelSpec) -> Iterator[Pixels]:
-    """The first frames of a source, in the network's size and order of colours."""
-    import time
-
-    try:
-        with open_source(parse_source(words), fps=None, stall_s=5.0, clock=time.monotonic_ns) as source:
-            grabbed = iter(lambda: source.read(None), None)
-            for one in islice((grab for grab in grabbed if isinstance(grab, Grab)), CONSECUTIVE):
-                pixels = one.pixels if spec.input.frame == "bgr" else np.ascontiguousarray(one.pixels[..., ::-1])
-                yield fit(pixels, spec.input.size, spec.input.resize)
-    except SourceBroken as error:
-        raise BadInput(f"the video {words} cannot be read: {error}") from error

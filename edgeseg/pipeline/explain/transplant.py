@@ -11,32 +11,19 @@ from __future__ import annotations
 
 from collections.abc import Collection
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 import numpy as np
 from numpy.typing import NDArray
 
 from edgeseg.errors import ModelError
 from edgeseg.graph import Graph
+from edgeseg.pipeline.explain.copies import STEM, Copy, Quantizer, grid, value_of
 from edgeseg.quantize.edges import is_convolution, moves_only, output_axis
 from edgeseg.types import LOGITS
 
 if TYPE_CHECKING:
     import onnx
-
-_STEM = "edgeseg/explain"
-
-
-@dataclass(frozen=True, slots=True)
-class Quantizer:
-    """A pair of QuantizeLinear and DequantizeLinear. `low`, `high`: the least and the largest value that survives."""
-
-    node: str
-    tensor: str  # of the FP32 graph: where its values come from
-    scale: float  # what a step is worth where the integers are made; the largest, where channels have their own
-    zero_point: int
-    low: float
-    high: float
 
 
 @dataclass(frozen=True, slots=True, eq=False)
@@ -99,7 +86,7 @@ class Deployed:
         def owners_of(quantizers: tuple[Quantizer, ...]) -> frozenset[str]:
             found = {reader for quantizer in quantizers for reader in readers.get(quantizer.node, ())}
             if not found:
-                found = {self._source(quantizers[-1].tensor)}
+                found = {self.source(quantizers[-1].tensor)}
                 for owner in found - own:
                     orphans.setdefault(owner, []).extend(quantizers)
             return frozenset(found)
@@ -122,11 +109,6 @@ class Deployed:
         value = None if found is None else self._float.constant(found.input[1])
         return None if value is None else value.astype(np.float32)
 
-    def maker(self, tensor: str) -> str | None:
-        """The node of the FP32 graph that gives a tensor."""
-        node = self._float.producer(tensor)
-        return None if node is None else str(node.name)
-
     def weight_name(self, node: str) -> str | None:
         """What the FP32 graph calls a node's weights: the source's own name, where its exporter kept it."""
         found = next((n for n in self._float.nodes if n.name == node and len(n.input) > 1), None)
@@ -136,7 +118,7 @@ class Deployed:
         """The FP32 graph with the quantization of these layers, and no other. `weights`, `inputs`: of what of them."""
         made = Graph(self._fp32)
         nodes = {node.name: node for node in made.nodes}
-        copy = _Copy(self._graph, made, self._traced)
+        copy = Copy(self._graph, made, self._traced)
         chosen = [layer for layer in self.layers if layer.node in included]
         for layer in chosen:
             node = nodes[layer.node]
@@ -144,9 +126,9 @@ class Deployed:
                 node.input[0] = copy.expression(self._nodes[layer.node].input[0])
             if not weights or layer.weights is None:
                 continue
-            node.input[1] = made.add_constant(f"{_STEM}/{layer.node}/weight", layer.weights)
+            node.input[1] = made.add_constant(f"{STEM}/{layer.node}/weight", layer.weights)
             if layer.bias is not None:
-                name = made.add_constant(f"{_STEM}/{layer.node}/bias", layer.bias)
+                name = made.add_constant(f"{STEM}/{layer.node}/bias", layer.bias)
                 if len(node.input) > 2:
                     node.input[2] = name
                 else:
@@ -158,15 +140,15 @@ class Deployed:
             self._quantize_scores(made, copy)
         return made.finish(copy.added)
 
-    def _quantize_scores(self, made: Graph, copy: _Copy) -> None:
+    def _quantize_scores(self, made: Graph, copy: Copy) -> None:
         from onnx import helper
 
         source = copy.expression(LOGITS)
         node = made.producer(LOGITS)
         if node is None or source == LOGITS:
             return
-        node.output[list(node.output).index(LOGITS)] = f"{_STEM}/float/{LOGITS}"
-        copy.added.append(helper.make_node("Identity", [source], [LOGITS], f"{_STEM}/{LOGITS}"))
+        node.output[list(node.output).index(LOGITS)] = f"{STEM}/float/{LOGITS}"
+        copy.added.append(helper.make_node("Identity", [source], [LOGITS], f"{STEM}/{LOGITS}"))
 
     def _edges(self) -> dict[tuple[str, int], _Edge]:
         """Inputs of nodes that come through quantizers, by node and position; what only moves values has none."""
@@ -200,8 +182,8 @@ class Deployed:
         return found
 
     def _quantizer(self, quantize: onnx.NodeProto, dequantize: onnx.NodeProto) -> Quantizer:
-        scale, zero = _grid(self._graph, quantize)
-        back, back_zero = _grid(self._graph, dequantize)
+        scale, zero = grid(self._graph, quantize)
+        back, back_zero = grid(self._graph, dequantize)
         bounds = np.iinfo(zero.dtype)
         low, high = ((bound - back_zero.astype(np.int64)) * back for bound in (bounds.min, bounds.max))
         return Quantizer(
@@ -230,7 +212,7 @@ class Deployed:
             node = self._graph.producer(node.input[0])
         return node is not None and node.op_type == "DequantizeLinear"
 
-    def _source(self, tensor: str) -> str:
+    def source(self, tensor: str) -> str:
         """The convolution whose result a tensor of the FP32 graph is, through what has no weights; else its node."""
         at = self._float.producer(tensor)
         start = tensor if at is None else str(at.name)
@@ -243,7 +225,7 @@ class Deployed:
     def _layer(self, node: onnx.NodeProto, edge: _Edge | None) -> Layer | None:
         other = self._nodes[node.name]
         own = self._float.constant(node.input[1])
-        weights = _value(self._graph, other.input[1])
+        weights = value_of(self._graph, other.input[1])
         if own is None or weights is None:
             return None
         weights = weights.astype(np.float32)
@@ -252,7 +234,7 @@ class Deployed:
         halves = own.astype(np.float16).astype(np.float32)
         if not self._from_integers(other.input[1]) and any(np.array_equal(weights, w) for w in (own, halves)):
             return None  # it computes with floats, whatever it reads
-        bias = _value(self._graph, other.input[2]) if len(other.input) > 2 and other.input[2] else None
+        bias = value_of(self._graph, other.input[2]) if len(other.input) > 2 and other.input[2] else None
         axis = output_axis(node, weights.shape)
         quantizers = edge.quantizers if edge is not None else ()
         return Layer(
@@ -263,94 +245,3 @@ class Deployed:
             None if bias is None else bias.astype(np.float32),
             0 if axis is None else axis,
         )
-
-
-class _Copy:
-    """Copies what stands between quantizers and their readers from one graph into another, in float32."""
-
-    def __init__(self, source: Graph, target: Graph, traced: dict[str, tuple[Quantizer, ...]]) -> None:
-        self._source, self._target, self._traced = source, target, traced
-        self._done: dict[str, str] = {}
-        self.added: list[onnx.NodeProto] = []
-
-    def expression(self, tensor: str) -> str:
-        """The name that a tensor of the source has in the target, where what computes it is copied if need be."""
-        from onnx import NodeProto, helper
-
-        if tensor in self._done:
-            return self._done[tensor]
-        node = self._source.producer(tensor)
-        name = f"{_STEM}/{tensor}"
-        if node is None:
-            name = self._constant(tensor)
-        elif node.op_type == "Cast":
-            name = self.expression(node.input[0])
-        elif not self._traced.get(tensor):
-            name = tensor  # computed from here on up as in FP32
-        elif node.op_type == "DequantizeLinear":
-            above = self._source.producer(node.input[0])
-            assert above is not None  # it was traced
-            scale, zero = _grid(self._source, above)
-            back, back_zero = _grid(self._source, node)
-            axis = next((found.i for found in node.attribute if found.name == "axis"), 1)
-            names = [
-                self._target.add_constant(f"{name}/{at}", value)
-                for at, value in enumerate((scale, zero, back, back_zero))
-            ]
-            begin = self.expression(above.input[0])
-            self.added += [
-                helper.make_node("QuantizeLinear", [begin, *names[:2]], [f"{name}/q"], f"{name}/quantize", axis=axis),
-                helper.make_node(
-                    "DequantizeLinear", [f"{name}/q", *names[2:]], [name], f"{name}/dequantize", axis=axis
-                ),
-            ]
-        else:
-            made = NodeProto.FromString(node.SerializeToString())
-            made.name = f"{_STEM}/{node.name}"
-            for at, read in enumerate(node.input):
-                made.input[at] = self.expression(read) if read else ""
-            for at, given in enumerate(node.output):
-                made.output[at] = f"{_STEM}/{given}" if given else ""
-            self.added.append(made)
-        self._done[tensor] = name
-        return name
-
-    def _constant(self, tensor: str) -> str:
-        value = self._source.constant(tensor)
-        if value is None:
-            return tensor  # an input of the graph
-        name = f"{_STEM}/constant/{tensor}"
-        return self._target.add_constant(name, value.astype(np.float32) if value.dtype == np.float16 else value)
-
-
-def _grid(graph: Graph, node: onnx.NodeProto) -> tuple[NDArray[np.float32], NDArray[Any]]:
-    """Scale, float32, and zero point of a QuantizeLinear or DequantizeLinear."""
-    scale = graph.constant(node.input[1])
-    if scale is None:
-        raise ModelError(f"the deployed graph computes the scale of {node.name}; only constant ones can be explained")
-    zero = graph.constant(node.input[2]) if len(node.input) > 2 and node.input[2] else np.uint8(0)
-    if zero is None:
-        raise ModelError(f"the deployed graph computes the zero point of {node.name}; wanted a constant")
-    return scale.astype(np.float32), np.asarray(zero)
-
-
-def _value(graph: Graph, tensor: str) -> NDArray[Any] | None:
-    """A constant, or integers behind a DequantizeLinear as what they stand for, through casts; None if computed."""
-    found = graph.constant(tensor)
-    node = graph.producer(tensor)
-    if found is not None or node is None:
-        return found
-    if node.op_type == "Cast":
-        return _value(graph, node.input[0])
-    if node.op_type != "DequantizeLinear" or (integers := graph.constant(node.input[0])) is None:
-        return None
-    scale, zero = _grid(graph, node)
-    axis = next((attribute.i for attribute in node.attribute if attribute.name == "axis"), 1)
-    if scale.ndim == 1 and integers.ndim:
-        shape = [1] * integers.ndim
-        shape[axis % integers.ndim] = -1
-        scale = scale.reshape(shape)
-        zero = zero.reshape(shape) if zero.ndim == 1 else zero
-    with np.errstate(invalid="ignore"):  # a broken scale is found by what it makes of the weights
-        value: NDArray[Any] = (integers.astype(np.int64) - zero.astype(np.int64)) * scale.astype(np.float64)
-    return value.astype(np.float32)
