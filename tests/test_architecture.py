@@ -13,7 +13,7 @@ from pathlib import Path
 import pytest
 
 ROOT = Path(__file__).resolve().parents[1]
-STAGES = {"intake", "rewrite", "distill", "export", "quantize", "trials", "runtime", "report"}
+STAGES = {"intake", "rewrite", "distill", "export", "quantize", "recover", "trials", "runtime", "report"}
 HEAVY = {"torch", "onnx", "cv2", "onnxruntime", "openvino", "onnxslim", "onnxscript", "tensorrt"}
 # Nothing in these makes sense without torch: networks are classes of its nn.Module. Who needs them imports them late.
 TORCH_ONLY = (
@@ -23,6 +23,8 @@ TORCH_ONLY = (
     "edgeseg.rewrite",
     "edgeseg.distill",
     "edgeseg.pipeline.rewriting",
+    "edgeseg.recover",
+    "edgeseg.pipeline.recover",
 )
 COMPOSERS = {"pipeline", "cli", "__init__"}  # the last names the functions of the API, and imports them late
 MODULES = sorted((ROOT / "edgeseg").rglob("*.py"))
