@@ -116,6 +116,7 @@ class Device(Closing):
     def elapsed_ms(self, start: int, end: int) -> float:
         """Milliseconds between two events that have passed."""
 
+    @abstractmethod
     def close(self) -> None:
         """Give back graphs, streams, events, memory and the context, in an order that is safe. May be called twice.
 
@@ -123,7 +124,6 @@ class Device(Closing):
         was this one. What a broken context does not give back becomes a ResourceWarning: the error itself was told
         by the call that broke it. Any later call raises CudaError.
         """
-        raise NotImplementedError
 
 
 class CudaError(Exception):

@@ -15,7 +15,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from edgeseg.backends.decide import decide
-from edgeseg.backends.onnxruntime import inference_session
+from edgeseg.backends.onnxruntime import AS_WRITTEN, inference_session
 from edgeseg.graph import Graph
 from edgeseg.measure.layers import Clipping, Difference, Rounding, clipping, difference, rounding
 from edgeseg.pipeline.explain.copies import Quantizer
@@ -23,9 +23,6 @@ from edgeseg.pipeline.explain.transplant import Deployed
 from edgeseg.pipeline.search.suffix import Part, differing
 from edgeseg.types import FRAME, LOGITS, MASK, Frames, Masks
 
-# ONNX Runtime's optimiser, at "basic" already, rounds float weights once more where a convolution reads integers and
-# gives them, so that scores were off by 0.3: what a graph says is known by running its nodes as they are written.
-AS_WRITTEN = "off"
 Tensors = dict[str, NDArray[Any]]
 _TOGETHER = 8  # graphs opened at once
 _MEMORY = 1 << 28  # bytes of one frame's tensors held at once, about

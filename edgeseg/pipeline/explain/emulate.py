@@ -7,10 +7,10 @@ from dataclasses import dataclass, replace
 
 from calibration import CalibrationError, from_json
 from edgeseg import quantize
+from edgeseg.backends.onnxruntime import AS_WRITTEN
 from edgeseg.bundle import Bundle, Variant
 from edgeseg.errors import EdgesegError, MissingOnMachine, ModelError
 from edgeseg.pipeline.again import SCALES
-from edgeseg.pipeline.explain.damage import AS_WRITTEN
 from edgeseg.pipeline.explain.ir import from_ir
 from edgeseg.pipeline.search.suffix import emulated as without_fakes
 from edgeseg.types import OnnxModel

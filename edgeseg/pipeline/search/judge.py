@@ -11,7 +11,7 @@ import numpy as np
 
 from edgeseg import backends
 from edgeseg.backends import Engine
-from edgeseg.backends.onnxruntime import inference_session
+from edgeseg.backends.onnxruntime import AS_WRITTEN, inference_session
 from edgeseg.data import Reading, fit, pick, read
 from edgeseg.data.prepare import to_size
 from edgeseg.errors import CannotTell, ModelError
@@ -127,5 +127,5 @@ def running(engine: Engine, frame: Pixels) -> Iterator[Run]:
 @contextmanager
 def emulating(model: OnnxModel) -> Iterator[Run]:
     """The same by emulation on ONNX Runtime, quantizers as they are written and nothing fused across them."""
-    session = inference_session(emulated(model.graph), "basic")
+    session = inference_session(emulated(model.graph), AS_WRITTEN)
     yield lambda pixels: np.asarray(session.run([MASK], {FRAME: pixels[None]})[0])[0]

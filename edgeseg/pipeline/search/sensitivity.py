@@ -17,7 +17,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from edgeseg import __version__, cache
-from edgeseg.backends.onnxruntime import inference_session, probe
+from edgeseg.backends.onnxruntime import AS_WRITTEN, inference_session, probe
 from edgeseg.console import Console
 from edgeseg.graph import Graph
 from edgeseg.pipeline.search.suffix import Part, differing, emulated
@@ -185,7 +185,7 @@ def _losses(fp32: bytes, start: bytes, parts: Mapping[str, Part], frames: Iterab
             found = dict(values)
             if part.outputs:
                 if node not in sessions:
-                    sessions[node] = inference_session(part.graph(tensors), "basic")
+                    sessions[node] = inference_session(part.graph(tensors), AS_WRITTEN)
                 given = {name: np.ascontiguousarray(tensors[name]) for name in part.inputs}
                 found |= zip(part.outputs, sessions[node].run(list(part.outputs), given), strict=True)
             totals[node].add(reference, found)
