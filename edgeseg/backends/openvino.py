@@ -8,6 +8,7 @@ arithmetic is always said. Compiling a graph can end the process, so `build` ope
 from __future__ import annotations
 
 import tempfile
+from functools import cache
 from pathlib import Path
 from types import ModuleType
 from typing import Any
@@ -27,6 +28,17 @@ decisions: tuple[Decision, ...] = ("host", "graph")
 
 def _runtime() -> ModuleType:
     return need("openvino", extra="openvino", why="the backend 'openvino'")
+
+
+@cache
+def core() -> Any:
+    """The one `openvino.Core` of this process, which is never given up.
+
+    Its CPU plugin gives the thread that loads it an alternate signal stack (sigaltstack(2)) and unmaps that stack when
+    the core is destroyed, whichever thread does that and in whatever order cores go. Python's signal handlers run on
+    that stack: after it is gone, Ctrl-C ends the process with a segmentation fault.
+    """
+    return _runtime().Core()
 
 
 def version() -> str:
@@ -53,7 +65,7 @@ _ARITHMETIC: dict[Precision, str] = {"fp32": "f32", "fp16": "f16", "bf16": "bf16
 
 def halves() -> tuple[Precision, ...]:
     """The half precisions that this processor computes in."""
-    capabilities = set(_runtime().Core().get_property("CPU", "OPTIMIZATION_CAPABILITIES"))
+    capabilities = set(core().get_property("CPU", "OPTIMIZATION_CAPABILITIES"))
     found: list[Precision] = []
     if "BF16" in capabilities:
         found.append("bf16")
@@ -66,7 +78,7 @@ def convert(graph: bytes) -> dict[str, bytes]:
     """An ONNX graph as OpenVINO IR: {"graph.xml": …, "graph.bin": …}. Reads FakeQuantize of its own ONNX domain."""
     runtime = _runtime()
     try:
-        model = runtime.Core().read_model(graph)
+        model = core().read_model(graph)
         with tempfile.TemporaryDirectory() as folder:
             path = Path(folder) / "graph.xml"
             runtime.save_model(model, path, compress_to_fp16=False)
@@ -77,13 +89,11 @@ def convert(graph: bytes) -> dict[str, bytes]:
 
 class _Session(Session):
     def __init__(self, engine: Engine) -> None:
-        runtime = _runtime()
-        core = runtime.Core()
         weights = next((data for file, data in engine.files.items() if file.endswith(".bin")), b"")
         self._threshold = float(engine.settings.get("threshold", 0.0))
         try:
-            model = core.read_model(engine.files[engine.graph], weights)
-            compiled = core.compile_model(
+            model = core().read_model(engine.files[engine.graph], weights)
+            compiled = core().compile_model(
                 model,
                 "CPU",
                 {

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import subprocess
 import sys
 import time
 import tracemalloc
@@ -254,3 +255,31 @@ def test_settings_that_no_backend_knows_are_refused(key: str, value: str | int |
     engine = Engine("x", "onnxruntime", "fp32", "graph.onnx", {"graph.onnx": b""}, {key: value})
     with pytest.raises(BadInput, match=key):
         open_engine(engine)
+
+
+_SIGNALLED = """
+import signal, threading
+from edgeseg.backends import open_engine, openvino
+from edgeseg.trials.candidates import candidates
+from tests.quantize import making
+
+engine = candidates(making.unet(), "openvino", "fp32")[0]
+openvino.halves()
+first, second = open_engine(engine), open_engine(engine)
+first.close()
+del first
+second.close()
+helper = threading.Thread(target=globals().pop, args=("second",))
+helper.start()
+helper.join()
+signal.signal(signal.SIGTERM, lambda *_: print("handled"))
+signal.raise_signal(signal.SIGTERM)
+"""
+
+
+@pytest.mark.skipif(bool(cannot_run("openvino")), reason=cannot_run("openvino") or "it can")
+def test_signals_still_arrive_after_openvino_engines_were_closed() -> None:
+    """Every plugin brings the signal stack of its thread, and takes it away again: there must be one for good."""
+    root = Path(__file__).parents[2]
+    done = subprocess.run([sys.executable, "-c", _SIGNALLED], capture_output=True, text=True, timeout=120, cwd=root)
+    assert (done.returncode, done.stdout.strip()) == (0, "handled"), done.stderr[-2000:]

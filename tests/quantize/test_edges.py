@@ -10,6 +10,7 @@ import pytest
 from onnx import TensorProto, helper, numpy_helper
 
 from calibration import UnknownTensor
+from edgeseg.backends.openvino import core
 from edgeseg.errors import ModelError
 from edgeseg.quantize import DIALECTS, ONNXRUNTIME_X86, OPENVINO, TENSORRT, Dialect, Graph, place, quantize
 from edgeseg.types import OnnxModel
@@ -178,9 +179,8 @@ def test_tensors_of_three_dimensions_in_front_of_a_convolution(dialect: Dialect)
     made = quantize(model, making.table_of(model), dialect)
     runs(made)
     if dialect is OPENVINO:
-        openvino = pytest.importorskip("openvino", reason="openvino is not installed")
-        core = openvino.Core()
-        compiled = core.compile_model(core.read_model(made.graph), "CPU", {"INFERENCE_PRECISION_HINT": "f32"})
+        pytest.importorskip("openvino", reason="openvino is not installed")
+        compiled = core().compile_model(core().read_model(made.graph), "CPU", {"INFERENCE_PRECISION_HINT": "f32"})
         frame = making.frames(1)
         exact = making.tensors_of(model.graph, ["mask"], frame)["mask"]
         assert np.mean(compiled({"frame": frame})[0] == exact) > 0.9

@@ -12,6 +12,7 @@ import onnxruntime
 import pytest
 
 from calibration import affine
+from edgeseg.backends.openvino import core
 from edgeseg.quantize import (
     DIALECTS,
     ONNXRUNTIME_ARM,
@@ -205,15 +206,14 @@ def emulated(graph: bytes) -> bytes:
 
 @pytest.mark.parametrize("make", [making.unet, making.everything])
 def test_openvino_computes_what_its_dialect_says(make: Callable[[], OnnxModel]) -> None:
-    openvino = pytest.importorskip("openvino", reason="openvino is not installed")
+    pytest.importorskip("openvino", reason="openvino is not installed")
     model = make()
     made = quantize(model, making.table_of(model), OPENVINO)
     proto = making.parsed(made.graph)
     del proto.graph.output[:]
     proto.graph.output.append(onnx.helper.make_tensor_value_info(LOGITS, onnx.TensorProto.FLOAT, None))
-    core = openvino.Core()
-    compiled = core.compile_model(
-        core.read_model(proto.SerializeToString()),
+    compiled = core().compile_model(
+        core().read_model(proto.SerializeToString()),
         "CPU",
         {"INFERENCE_PRECISION_HINT": "f32", "INFERENCE_NUM_THREADS": 1},
     )
@@ -236,13 +236,12 @@ def test_ranges_come_from_the_tables_recipe() -> None:
 
 
 def test_openvino_runs_every_convolution_in_int8() -> None:
-    openvino = pytest.importorskip("openvino", reason="openvino is not installed")
+    pytest.importorskip("openvino", reason="openvino is not installed")
     model = making.unet()
-    core = openvino.Core()
     settings = {"INFERENCE_PRECISION_HINT": "f32", "INFERENCE_NUM_THREADS": 1}
     found = {}
     for name, graph in (("int8", quantize(model, making.table_of(model), OPENVINO).graph), ("fp32", model.graph)):
-        compiled = core.compile_model(core.read_model(graph), "CPU", settings)
+        compiled = core().compile_model(core().read_model(graph), "CPU", settings)
         facts = [node.get_rt_info() for node in compiled.get_runtime_model().get_ops()]
         found[name] = [str(f["runtimePrecision"].value) for f in facts if f["layerType"].value == "Convolution"]
     assert sorted(found["int8"]) == ["f32", "u8", "u8", "u8"]  # that of the image is float

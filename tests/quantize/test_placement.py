@@ -10,6 +10,7 @@ import numpy as np
 import onnx
 import pytest
 
+from edgeseg.backends.openvino import core
 from edgeseg.backends.tensorrt.graph import for_tensorrt
 from edgeseg.errors import ModelError
 from edgeseg.quantize import DIALECTS, ONNXRUNTIME_X86, OPENVINO, TENSORRT, Dialect, Graph, corrected_biases, place
@@ -158,14 +159,12 @@ def test_openvino_compiles_it_and_runs_transposed_convolutions_in_int8(name: str
 
 def test_openvino_leaves_other_transposed_convolutions_in_float_whatever_is_written(tmp_path: Path) -> None:
     """Why the rules do: on values of both signs, and depthwise."""
-    openvino = pytest.importorskip("openvino", reason="openvino is not installed")
+    pytest.importorskip("openvino", reason="openvino is not installed")
     for name, nodes in (("branchy", ["node_large"]), ("residual", ["node_single"])):
         model = hard.ALL[name]()
         placement = place(Graph(model.graph), OPENVINO, also=nodes)
         made = quantize(model, making.table_of(model), OPENVINO, placement=placement)
-        compiled = openvino.Core().compile_model(
-            openvino.Core().read_model(made.graph), "CPU", {"INFERENCE_NUM_THREADS": 1}
-        )
+        compiled = core().compile_model(core().read_model(made.graph), "CPU", {"INFERENCE_NUM_THREADS": 1})
         facts = [node.get_rt_info() for node in compiled.get_runtime_model().get_ops()]
         kinds = [f["runtimePrecision"].value for f in facts if f["layerType"].value == "Deconvolution"]
         assert len([kind for kind in kinds if kind in ("u8", "i8")]) == len(set(placement.convolutions) & {"node_up"})

@@ -13,6 +13,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 from numpy.typing import NDArray
 
+from edgeseg.backends.openvino import core
 from edgeseg.errors import ModelError, need
 from edgeseg.graph import Graph
 from edgeseg.quantize.edges import is_convolution
@@ -32,7 +33,7 @@ def from_ir(fp32: bytes, xml: bytes, weights: bytes) -> tuple[bytes, tuple[str, 
     """
     runtime = need("openvino", extra="openvino", why="reading an OpenVINO engine")
     try:
-        model = runtime.Core().read_model(xml, weights)
+        model = core().read_model(xml, weights)
     except RuntimeError as error:
         raise ModelError(f"OpenVINO cannot read the engine's IR: {str(error).strip().splitlines()[0]}") from error
     graph = Graph(fp32)
