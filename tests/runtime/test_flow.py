@@ -82,9 +82,10 @@ def test_latest_gives_the_newest_and_counts_the_rest() -> None:
 
     got: list[int] = []
     seen = run([Scripted(51, source)], Engine(engine), lambda s: got.append(s.index), latest=True)
-    # At least frames 1 to 46 are gone: of the last few, one may be in preparation and one prepared.
+    # Besides the newest, only what was in hand meanwhile: in the engine, prepared, in preparation. Which is chance.
     assert got[-1] == 50
-    assert all(index == 0 or index >= 47 for index in got)
+    assert len(got) <= 4
+    assert got == sorted(got)
     assert seen.counts["dropped"] == 51 - len(got)
 
 
