@@ -15,7 +15,8 @@ from click.testing import CliRunner, Result
 
 from edgeseg import __version__
 from edgeseg.bundle import read_bundle
-from edgeseg.cli import _said, main
+from edgeseg.cli import main
+from edgeseg.cli.words import said
 from edgeseg.data.street import CLASSES
 from edgeseg.errors import AccuracyFailed, BadInput, CannotTell, EdgesegError, MissingOnMachine
 from tests.quantize import making
@@ -52,7 +53,7 @@ def test_version() -> None:
 )
 def test_deliberate_errors_end_with_their_code_and_no_traceback(error: type[EdgesegError], code: int) -> None:
     @click.command()
-    @_said
+    @said
     def fails() -> None:
         raise error("what was wanted, what came, what to do")
 
@@ -63,23 +64,23 @@ def test_deliberate_errors_end_with_their_code_and_no_traceback(error: type[Edge
 
 
 @pytest.mark.parametrize(
-    ("error", "code", "said"),
+    ("error", "code", "words"),
     [(OSError(28, "No space left on device"), 2, "No space left"), (KeyboardInterrupt(), 130, "stopped")],
 )
-def test_a_full_disk_and_ctrl_c_are_no_failed_gate(error: BaseException, code: int, said: str) -> None:
+def test_a_full_disk_and_ctrl_c_are_no_failed_gate(error: BaseException, code: int, words: str) -> None:
     @click.command()
-    @_said
+    @said
     def fails() -> None:
         raise error
 
     result = CliRunner().invoke(fails)
     assert result.exit_code == code
-    assert said in result.stderr
+    assert words in result.stderr
 
 
 def test_other_errors_are_not_hidden() -> None:
     @click.command()
-    @_said
+    @said
     def fails() -> None:
         raise ZeroDivisionError
 

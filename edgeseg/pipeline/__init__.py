@@ -1,4 +1,4 @@
-"""The whole run, from a model file to a bundle, read top to bottom. This package and cli.py alone import stages.
+"""The whole run, from a model file to a bundle, read top to bottom. This package and cli alone import stages.
 
     load → export → parity → calibrate → quantize → candidates → (rewrite) → evaluate → race → choose → bundle
 
