@@ -25,6 +25,7 @@ TORCH_ONLY = (
     "edgeseg.pipeline.rewriting",
     "edgeseg.recover",
     "edgeseg.pipeline.recover",
+    "edgeseg.pipeline.relearn",
 )
 COMPOSERS = {"pipeline", "cli", "__init__"}  # the last names the functions of the API, and imports them late
 MODULES = sorted((ROOT / "edgeseg").rglob("*.py"))

@@ -350,18 +350,18 @@ def test_int8_needs_a_frame_to_judge_by(tmp_path: Path, street: Path) -> None:
 
 def test_what_is_kept_in_float_stays_so_in_every_dialect(built: Path, tmp_path: Path) -> None:
     from edgeseg import quantize
-    from edgeseg.pipeline.calibrate import quantized
+    from edgeseg.pipeline.network import Network
 
     images(tmp_path, 6)
     bundle = read_bundle(built)
     model = OnnxModel(bundle.files["fp32.onnx"], bundle.spec)
-    reading, _, look = frames_for(load_dataset(tmp_path), "train", None, QUICK, bundle.spec)
+    reading, _, _ = frames_for(load_dataset(tmp_path), "train", None, QUICK, bundle.spec)
     assert reading is not None
     table, _ = calibrated(model, reading, load_recipe("minmax"), False, Console())
-    frames = look_at(look, bundle.spec, 2)
+    network = Network(model, table)
     names = quantize.place(quantize.Graph(model.graph), quantize.DIALECTS["tensorrt"]).convolutions
-    whole = quantized(model, table, ["onnxruntime"], frames, False, Console())["onnxruntime"]
-    less = quantized(model, table, ["onnxruntime"], frames, False, Console(), frozenset(names[:1]))["onnxruntime"]
+    whole = network.on(["onnxruntime"])["onnxruntime"]
+    less = network.on(["onnxruntime"], frozenset(names[:1]))["onnxruntime"]
 
     def in_int8(graph: bytes) -> set[str]:
         view = quantize.Graph(graph)

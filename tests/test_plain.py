@@ -23,7 +23,6 @@ from edgeseg.cli import main
 from edgeseg.data.street import CLASSES
 from edgeseg.errors import BadInput
 from edgeseg.pipeline.plain import plain_files
-from edgeseg.trials.candidates import cut_decision
 from edgeseg.types import MASK, InputSpec
 from tests.quantize import making
 
@@ -276,13 +275,13 @@ def test_a_rewritten_network_is_the_one_that_is_exported(built: Path, tmp_path: 
         if array.dtype == np.float32 and array.ndim == 4 and array.shape[0] == len(CLASSES):
             tensor.CopyFrom(onnx.numpy_helper.from_array(-array, tensor.name))
     other = whole.SerializeToString()
-    cut = cut_decision(other)
-    assert cut is not None
-    variant = Variant("rewritten-onnxruntime-fp32", "onnxruntime", "fp32", ("small.onnx",), {"decision": "host"})
+    variant = Variant(
+        "rewritten-onnxruntime-fp32", "onnxruntime", "fp32", ("rewritten/fp32.onnx",), {"decision": "graph"}
+    )
     path = remade(
         bundle,
         tmp_path / "r.edgeseg",
-        files={**bundle.files, "small.onnx": cut},
+        files={**bundle.files, "rewritten/fp32.onnx": other},
         variants=(*bundle.variants, variant),
         chosen=variant.name,
     )
@@ -293,11 +292,11 @@ def test_a_rewritten_network_is_the_one_that_is_exported(built: Path, tmp_path: 
     assert np.array_equal(found, masks_of(tmp_path / "other.onnx", frames))
     assert not np.array_equal(found, np.stack([reference.mask for reference in bundle.references]))
     assert "Conv" in operators(graph(exported(path, tmp_path / "t") / "model.onnx"))
-    with pytest.raises(BadInput, match="rewritten"):
+    with pytest.raises(BadInput, match="no scales of this network"):
         exported(path, tmp_path / "i", precision="int8")
-    unknown = replace(variant, backend="openvino")
-    path = remade(read_bundle(path), tmp_path / "u.edgeseg", variants=(*bundle.variants, unknown), chosen=unknown.name)
-    with pytest.raises(BadInput, match="no float graph"):
+    lost = replace(variant, files=("fp32.onnx",))
+    path = remade(bundle, tmp_path / "u.edgeseg", variants=(*bundle.variants, lost), chosen=lost.name)
+    with pytest.raises(BadInput, match="no FP32 graph"):
         exported(path, tmp_path / "n")
 
 

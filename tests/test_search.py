@@ -16,7 +16,7 @@ from edgeseg.backends.onnxruntime import probe
 from edgeseg.data import Reading, load_dataset, read
 from edgeseg.errors import BadInput, ModelError
 from edgeseg.graph import Graph
-from edgeseg.pipeline.calibrate import dialect_for
+from edgeseg.pipeline.network import dialect_for
 from edgeseg.pipeline.search import Floor, Found, search
 from edgeseg.pipeline.search.candidates import Candidate
 from edgeseg.pipeline.search.judge import Judge, emulating, selection_for

@@ -9,7 +9,7 @@ import pytest
 
 from edgeseg.data import Reading
 from edgeseg.graph import Graph
-from edgeseg.pipeline.calibrate import dialect_for
+from edgeseg.pipeline.network import dialect_for
 from edgeseg.pipeline.search import Floor
 from edgeseg.pipeline.search.judge import Judge, emulating
 from edgeseg.quantize import place

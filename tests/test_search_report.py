@@ -2,15 +2,16 @@
 
 from __future__ import annotations
 
-import xml.etree.ElementTree as ElementTree
 from typing import Any
 
 import pytest
 
-from edgeseg.report.search import search_section, search_svg, search_table
+from edgeseg.report import svg
+from edgeseg.report.search import search_plot, search_section, search_table
+from tests.report.figures import extent, pictures, place, said, texts
 from tests.test_report import NASTY, Page
 
-SVG = "{http://www.w3.org/2000/svg}"
+needs_plots = pytest.mark.skipif(not svg.available(), reason="plots need matplotlib")
 
 
 def candidate(kept: list[str], ms: float | None, how: str | None, drop: float, **more: Any) -> dict[str, Any]:
@@ -111,22 +112,24 @@ def test_only_the_best_of_many_are_in_a_text_and_all_on_a_page() -> None:
     assert "n39" in search_section(made)
 
 
+@needs_plots
 def test_one_dot_a_candidate_and_predicted_ones_are_hollow() -> None:
-    picture = ElementTree.fromstring(search_svg(document()))
-    circles = list(picture.iter(f"{SVG}circle"))
-    assert len(circles) == 3
-    assert sorted(circle.attrib["class"] for circle in circles) == ["off", "on", "on"]
-    large = [circle for circle in circles if circle.attrib["r"] == "7"]
-    assert len(large) == 1
-    by_x = sorted(circles, key=lambda circle: float(circle.attrib["cx"]))
-    heights = [float(circle.attrib["cy"]) for circle in by_x]
+    picture = pictures(search_plot(document()))[0]
+    dots = {text: dot for text, dot in said(picture).items() if not text.startswith("FP32")}
+    assert len(dots) == 3
+    fills = {text: "".join(p.get("style", "") for p in dot.iter("path")) for text, dot in dots.items()}
+    hollow = {text for text, style in fills.items() if "fill: var(--ground)" in style}
+    assert hollow == {text for text in fills if "predicted" in text}
+    assert len(hollow) == 1
+    assert "1: conv3: 4.25 ms measured, 69.80 %" in dots
+    sizes = {text: extent(dot)[2] - extent(dot)[0] for text, dot in dots.items()}
+    assert max(sizes, key=lambda text: sizes[text]).startswith("1: conv3")  # the chosen one is large
+    places = sorted(map(place, dots.values()))
+    heights = [y for _, y in places]
     assert heights == sorted(heights, reverse=True)  # slower is better here, and better is higher up
-    (square,) = picture.iter(f"{SVG}rect")
-    assert float(square.attrib["x"]) > float(by_x[-1].attrib["cx"])
-    (line,) = [found for found in picture.iter(f"{SVG}line") if found.get("class") == "floor"]
-    assert heights[0] > float(line.attrib["y1"]) > heights[1]
-    titles = [found.text for found in picture.iter(f"{SVG}title")]
-    assert "1: conv3: 4.25 ms measured, 69.80 %" in titles
+    assert place(said(picture)["FP32: 12.00 ms, 70.00 %"])[0] > places[-1][0]
+    floor = next(y for text, _, y, _ in texts(picture) if text == "0.3 points less")
+    assert heights[0] > floor - 14 > heights[1]  # the text hangs under its line
 
 
 @pytest.mark.parametrize("missing", ["ms", "accuracy"])
@@ -137,17 +140,18 @@ def test_without_times_or_accuracies_there_is_no_picture_but_a_table(missing: st
         if missing == "accuracy":
             row |= {"drop": None, "error": None, "worst_class": None, "meets": False}
     made["fp32"] |= {"ms": None, "ms_from": None}
-    assert search_svg(made) == ""
+    assert search_plot(made) == ""
     assert "–" in search_table(made)
     assert "refused" in search_table(made) or missing == "ms"
     assert "<svg" not in search_section(made)
 
 
+@needs_plots
 def test_a_single_dot_that_is_as_good_as_fp32() -> None:
     made = document()
     made["candidates"] = [candidate([], 4.0, "measured", 0.0, chosen=True)]
     made["floor"]["max_drop"] = 0.0
-    assert len(list(ElementTree.fromstring(search_svg(made)).iter(f"{SVG}circle"))) == 1
+    assert len(said(pictures(search_plot(made))[0])) == 2  # and FP32
 
 
 def test_names_cannot_inject() -> None:
@@ -159,4 +163,4 @@ def test_names_cannot_inject() -> None:
     assert not page.wrong
     assert not page.stack
     assert NASTY not in search_section(made)
-    ElementTree.fromstring(search_svg(made))
+    assert len(pictures(search_plot(made))) == (2 if svg.available() else 0)

@@ -47,6 +47,18 @@ from edgeseg.files import require_writable
     metavar="MINUTES",
     help="Look so long for the convolutions to keep in float.  [default: 5, where INT8 loses too much]",
 )
+@click.option(
+    "--recover",
+    type=click.FloatRange(0, min_open=True),
+    metavar="MINUTES",
+    help="Let the INT8 weights learn so long from the FP32 network; no labels needed.",
+)
+@click.option(
+    "--without",
+    type=click.Choice(["equalization", "rounding", "bias"]),
+    multiple=True,
+    help="Leave out a part of what prepares INT8, repeated.  [default: all, and bias only in the place of rounding]",
+)
 @click.option("--rewrite", "rules", type=NAMES, help="Rewrite into cheaper convolutions too: 'all', or names of rules.")
 @wished
 @click.option("--quick", is_flag=True, help="A first look: fewer frames and rounds, no bias correction.")

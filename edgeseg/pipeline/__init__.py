@@ -1,6 +1,6 @@
 """The whole run, from a model file to a bundle, read top to bottom. This package and cli alone import stages.
 
-    load → export → parity → calibrate → quantize → candidates → (rewrite) → evaluate → race → choose → bundle
+    load → export → parity → prepare, calibrate, quantize → candidates → (rewrite) → evaluate → race → choose → bundle
 
 Each step is a function from values to values. What was computed before from the same inputs comes from the cache;
 times never do.
@@ -8,31 +8,34 @@ times never do.
 
 from __future__ import annotations
 
-import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, get_args
+from typing import TYPE_CHECKING, Any
 
 from edgeseg.backends import Settings
 from edgeseg.bundle import Bundle, write_bundle
 from edgeseg.console import Console
 from edgeseg.data import load_dataset
-from edgeseg.errors import BadInput, need
-from edgeseg.evaluation import class_names
-from edgeseg.files import require_writable
+from edgeseg.errors import BadInput
+from edgeseg.evaluation import class_names, identity
 from edgeseg.measure.latency import summarize
 from edgeseg.measure.machine import machine, peak_rss_mb, versions
 from edgeseg.pipeline.again import known, on_references
 from edgeseg.pipeline.assemble import assemble
 from edgeseg.pipeline.baseline import baseline_for
-from edgeseg.pipeline.calibrate import calibrated, quantized, recipe_named
+from edgeseg.pipeline.calibrate import recipe_named
 from edgeseg.pipeline.engines import REWRITTEN, engines_for, joined, measured_accuracy, runtimes
-from edgeseg.pipeline.frames import QUICK, Effort, frames_for, look_at
+from edgeseg.pipeline.explain.placed import placements
+from edgeseg.pipeline.frames import Preparation, effort_for, frames_for, look_at
 from edgeseg.pipeline.ingest import ingest, profiled
+from edgeseg.pipeline.network import Network, dialect_for
+from edgeseg.pipeline.prepare import Ready, dialects_of, fitted_to, ready
+from edgeseg.pipeline.refusals import check_bundle, check_words
 from edgeseg.pipeline.sampling import calibration_notes, preprocessing_checked, sampled
 from edgeseg.pipeline.search.build import Mixed, mixed_for
 from edgeseg.pipeline.search.floor import Floor
+from edgeseg.segmenter import engine_of
 from edgeseg.spec import spec_for
 from edgeseg.trials import document
 from edgeseg.trials.choose import Measured, choose
@@ -71,6 +74,8 @@ def build(
     max_miou_drop: float = 1.0,
     max_class_drop: float | None = None,
     search: float | None = None,
+    recover: float | None = None,
+    without: Collection[Preparation] = (),
     out: str | Path | None = None,
     quick: bool = False,
     dynamic: bool = False,
@@ -88,40 +93,25 @@ def build(
     TensorRT (edgeseg.backends.tensorrt.options). `max_miou_drop`: points of 100 (without labels, of agreement with
     FP32). `max_class_drop`: the same for the IoU of every class. `search`: minutes to look for the convolutions that
     stay in float; without, a search is made only where the fastest INT8 engine loses too much, for 5 minutes at most
-    (never with `quick`). `quick`: fewer frames and rounds and no bias correction, for a first look.
+    (never with `quick`). `recover`: minutes for the INT8 weights to learn from the FP32 network, without labels; needs
+    torch. `without`: of what prepares INT8, "equalization", "rounding" (biases are then corrected instead) and "bias".
+    `quick`: fewer frames and rounds and none of these, for a first look.
 
     Raises ModelError, SpecError, DatasetError, ParityFailed (the graph does not compute what the network computes),
     AccuracyFailed (no engine is accurate enough), PrecisionAbsent (an engine lacks the precision it was built for),
     MissingOnMachine (a package, a driver or a GPU is not here).
     """
-    _check(model, precision, rewrite, data, dynamic, samples, max_miou_drop, out)
+    check_words(model, precision, rewrite, data, dynamic, samples, max_miou_drop, recover, out)
     console = console or Console()
-    effort = replace(QUICK if quick else Effort(), **({} if samples is None else {"samples": samples}))
+    effort = effort_for(quick, samples, without)
     chosen_recipe = recipe_named(recipe)
     before = known(Path(model))
-    if before is not None and (spec is not None or dynamic or opset is not None or rewrite is not None):
-        raise BadInput(
-            f"{model} is a bundle: its graph is made. --spec, --dynamic, --opset and --rewrite need the model"
-        )
     if before is not None:
-        if out is not None and Path(out).exists() and Path(out).samefile(model):
-            raise BadInput(f"{out} is the bundle that is built from: give the new one another name with -o")
-        if precision == "int8" and before.table is not None and (samples is not None or recipe != "mse"):
-            raise BadInput(f"{model} brings the scales that it was built with: --samples and --recipe need the model")
-        if before.rewritten:
-            console.say(
-                f"           note: {model} also holds a rewritten network ({', '.join(before.rewritten)}); engines "
-                "made here are of the original. For its own: edgeseg rewrite, then build the .pt2 that it writes"
-            )
-    read_spec = before.fp32.spec if before is not None else spec_for(model, spec)
+        changed = {"--spec": spec, "--dynamic": dynamic, "--opset": opset, "--rewrite": rewrite}
+        given = {"--samples": samples, "--recipe": recipe if recipe != "mse" else None}
+        check_bundle(Path(model), before, precision, changed, given, data, out)
+    read_spec = before.network.fp32.spec if before is not None else spec_for(model, spec)
     dataset = load_dataset(data) if data is not None else None
-    if before is not None and before.table is None and dataset is None and precision == "int8":
-        raise BadInput(f"{model} was built without calibration: say --data DATASET.toml, or build it with --int8 first")
-    if dataset is None and before is None and precision == "int8":
-        raise BadInput(
-            "INT8 needs real frames to calibrate on: say --data DATASET.toml (or a folder of images). "
-            "Random data would give scales that look right and masks that are wrong."
-        )
     names = class_names(read_spec, dataset)
     read_spec = replace(read_spec, output=replace(read_spec.output, classes=names))
 
@@ -138,7 +128,7 @@ def build(
         )
     if before is not None:
         look = look_at(some, read_spec, effort.look) if some is not None or not before.frames else list(before.frames)
-        fp32, intake_row = replace(before.fp32, spec=read_spec), before.intake
+        fp32, intake_row = replace(before.network.fp32, spec=read_spec), before.intake
     else:
         look = look_at(some, read_spec, effort.look)
         fp32, intake_row = ingest(
@@ -152,10 +142,10 @@ def build(
             use_cache=use_cache,
             console=console,
         )
-    picked, doubt, converged = None, None, None
+    picked, doubt = None, None
     if calibration is not None and dataset is not None and not quick:
         doubt = preprocessing_checked(fp32, calibration, dataset, use_cache=use_cache, console=console)
-        if precision == "int8" and (before is None or before.table is None):
+        if precision == "int8" and (before is None or before.network.table is None):
             same = verdict is not None and verdict.split.name == calibration.split.name
             calibration, picked = sampled(
                 calibration.split,
@@ -167,14 +157,35 @@ def build(
                 console=console,
             )
     baseline = baseline_for(fp32, calibration, quick=quick, use_cache=use_cache, console=console)
-    table, int8 = None, {}
+    network = replace(before.network, fp32=fp32) if before is not None else Network(fp32)
+    small_network = before.small if before is not None else None
+    prepared: Ready | None = None
+    learned: list[dict[str, Any]] = []
     if precision == "int8":
-        if before is not None and before.table is not None:
-            table = before.table
-        else:
+        dialects = dialects_of(runs_on, travels=backend is None and before is None and not quick)
+
+        def made_ready(model: OnnxModel) -> Ready:
             assert calibration is not None  # without frames the build has ended above
-            table, converged = calibrated(fp32, calibration, chosen_recipe, use_cache, console)
-        int8 = quantized(fp32, table, runs_on, look[: effort.correct], use_cache, console)
+            return ready(model, calibration, chosen_recipe, dialects, effort, use_cache=use_cache, console=console)
+
+        if network.table is None:
+            prepared = made_ready(fp32)
+            network, fp32 = prepared.network, prepared.network.fp32
+        else:
+            with_frames = [frame[None] for frame in look]
+            less = replace(effort, fit=0)  # a few frames are too few to round by
+            network, _ = fitted_to(network, with_frames, dialects, less, use_cache=use_cache, console=console)
+            if small_network is not None:
+                small_network, _ = fitted_to(
+                    small_network, with_frames, dialects, less, use_cache=use_cache, console=console
+                )
+        if recover is not None:
+            from edgeseg.pipeline.relearn import relearned
+
+            assert calibration is not None
+            mine = dialects_of(runs_on)
+            network, learned = relearned(network, calibration, mine, recover, verdict=verdict, console=console)
+    int8 = network.on(runs_on) if precision == "int8" else {}
     tried = engines_for(fp32, int8, runs_on, precision, look, effort, console, trt)
     small: Shrunk | None = None
     if rewrite is not None:
@@ -183,8 +194,7 @@ def build(
         from edgeseg.pipeline.rewriting.build import shrunk_for
 
         def quantize(model: OnnxModel, names: Sequence[str]) -> dict[str, OnnxModel]:
-            found, _ = calibrated(model, calibration, chosen_recipe, use_cache, console)
-            return quantized(model, found, names, look[: effort.correct], use_cache, console)
+            return made_ready(model).network.on(names)
 
         small = shrunk_for(
             Path(model),
@@ -203,19 +213,20 @@ def build(
             use_cache=use_cache,
             console=console,
         )
-        others = quantize(small.graph, runs_on) if precision == "int8" else {}
-        tried = joined(tried, engines_for(small.graph, others, runs_on, precision, look, effort, console, trt))
+        small_network = made_ready(small.graph).network if precision == "int8" else Network(small.graph)
+    if small_network is not None:
+        others = small_network.on(runs_on) if precision == "int8" and small_network.table is not None else {}
+        tried = joined(tried, engines_for(small_network.fp32, others, runs_on, precision, look, effort, console, trt))
     engines = tried.engines
     accuracy = measured_accuracy(engines, read_spec, dataset, verdict, use_cache, console)
     judged = document.evaluation_row(accuracy, verdict) if accuracy and verdict else None
     if before is not None and before.frames and not accuracy:
         accuracy, judged = on_references(tried)
     mixed: Mixed | None = None
-    if table is not None and accuracy and (search is not None or not quick):
-        scales = table
+    if int8 and accuracy and (search is not None or not quick):
 
         def int8_of(name: str, kept: frozenset[str]) -> OnnxModel:
-            return quantized(fp32, scales, (name,), look[: effort.correct], True, Console(), kept)[name]
+            return network.int8(dialect_for(name), kept)
 
         floor = Floor(max_miou_drop, max_class_drop)
         mixed = mixed_for(
@@ -261,6 +272,8 @@ def build(
         for e in engines
     ]
     choice = choose(measured, precision, max_miou_drop, metric, max_class_drop)
+    small_fp32 = small_network.fp32 if small_network is not None else None
+    placed = placements(engines, network.fp32, small_fp32, mixed.kept if mixed is not None else {})
     report: dict[str, Any] = {
         "schema": "edgeseg.build/1",
         "name": read_spec.name,
@@ -272,15 +285,18 @@ def build(
         "quick": quick,
         "intake": intake_row,
         "calibration": before.calibration
-        if before is not None and before.table is not None
-        else document.calibration_row(table, calibration)
-        if table and calibration
+        if before is not None and before.network.table is not None
+        else document.calibration_row(network.table, calibration)
+        if network.table and calibration
         else None,
-        **calibration_notes(picked, doubt, converged),
+        "preparation": {**prepared.row, "recovered": learned} if prepared is not None else None,
+        **calibration_notes(picked, doubt, prepared.convergence if prepared is not None else None),
         "evaluation": judged,
         "baseline": baseline.to_json() if baseline else before and before.baseline,
         "engines": [
-            document.engine_row(e, latency[e.name].to_json(), accuracy.get(e.name), names, tried.built.get(e.name))
+            document.engine_row(
+                e, latency[e.name].to_json(), accuracy.get(e.name), names, tried.built.get(e.name), placed.get(e.name)
+            )
             for e in engines
         ],
         "settings_tried": tried.settings,
@@ -296,38 +312,10 @@ def build(
         "machine": machine(),
         "versions": versions(),
     }
-    bundle = assemble(read_spec, tried, choice.name, look, table, fp32, report)
+    bundle = assemble(read_spec, tried, choice.name, look, network, small_network, report)
+    for row in report["engines"]:  # what eval and bench say of it too: which results are of one engine
+        row["graph"] = identity(engine_of(bundle, bundle.variant(row["name"])))
     built = Built(bundle, write_bundle(bundle, out) if out is not None else None, report)
     if rewrite is not None and small is not None:
         small.forget()
     return built
-
-
-def _check(
-    model: str | Path,
-    precision: str,
-    rewrite: Wish | None,
-    data: str | Path | None,
-    dynamic: bool,
-    samples: int | None,
-    max_miou_drop: float,
-    out: str | Path | None,
-) -> None:
-    """What can be said before anything is read."""
-    if rewrite is not None:
-        need("torch", extra="torch", why="Rewriting a network")
-        from edgeseg.pipeline.rewriting.run import checked
-
-        if dynamic:
-            raise BadInput("a network is rewritten for one size: build without --dynamic, or without --rewrite")
-        if data is None:
-            raise BadInput("rewriting needs real frames to fit to: say --data DATASET.toml (or a folder of images)")
-        checked(rewrite, Path(model))
-    if precision not in get_args(Precision):
-        raise BadInput(f"there is no precision '{precision}'; there are: {', '.join(get_args(Precision))}")
-    if not (math.isfinite(max_miou_drop) and max_miou_drop >= 0):
-        raise BadInput(f"max_miou_drop is a number of points, 0 or more; {max_miou_drop} came")
-    if samples is not None and samples < 1:
-        raise BadInput(f"samples is a number of frames, 1 or more; {samples} came")
-    if out is not None:
-        require_writable(Path(out))

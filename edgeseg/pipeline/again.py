@@ -11,48 +11,51 @@ from typing import Any
 
 import numpy as np
 
-from calibration import CalibrationError, ScaleTable, from_json
-from edgeseg.bundle import FP32, Bundle, read_bundle
+from edgeseg.bundle import read_bundle
+from edgeseg.bundle_io import SUFFIX
 from edgeseg.errors import BundleError
 from edgeseg.measure.agreement import Agreement, agreement
 from edgeseg.measure.evaluate import Accuracy
 from edgeseg.pipeline.engines import REWRITTEN, Tried
-from edgeseg.types import OnnxModel, Pixels
-
-SCALES = "scales.json"
+from edgeseg.pipeline.network import Network, network_in
+from edgeseg.types import Pixels
 
 
 @dataclass(frozen=True, slots=True)
 class Known:
     """What a bundle already knows of a network."""
 
-    fp32: OnnxModel
+    network: Network
+    small: Network | None  # a rewritten one, where the build made it
     intake: dict[str, Any]  # how the graph was made, and what it was compared with
-    table: ScaleTable | None
     frames: tuple[Pixels, ...]  # uint8 (H, W, 3), the reference frames
     calibration: dict[str, Any] | None  # what its scales were taken from
     baseline: dict[str, Any] | None
     palette: list[list[int]] | None
-    rewritten: tuple[str, ...]  # its engines of a rewritten network, which the FP32 graph is not of
+
+
+def is_bundle(path: Path) -> bool:
+    """Whether a path is a bundle's by its name; a model is a file of another kind."""
+    return path.is_dir() or path.suffix == SUFFIX
 
 
 def known(path: Path) -> Known | None:
     """What the bundle at this path knows; None for a path that is a model. Raises BundleError for a broken bundle."""
-    if not (path.is_dir() or path.suffix == ".edgeseg"):
+    if not is_bundle(path):
         return None
     bundle = read_bundle(path)
-    if FP32 not in bundle.files:
+    network, small = network_in(bundle), network_in(bundle, f"{REWRITTEN}/")
+    if network is None:
         raise BundleError(f"{path} holds no FP32 graph to build from. Build from the model file.")
     report = bundle.verdict
     return Known(
-        OnnxModel(bundle.files[FP32], bundle.spec),
+        network,
+        small,
         {**(report.get("intake") or {}), "form": "bundle"},
-        _table(bundle, path),
         tuple(reference.frame for reference in bundle.references),
         report.get("calibration"),
         report.get("baseline"),
         report.get("palette"),
-        tuple(variant.name for variant in bundle.variants if variant.name.startswith(REWRITTEN)),
     )
 
 
@@ -66,12 +69,3 @@ def on_references(tried: Tried) -> tuple[dict[str, Accuracy], dict[str, Any]]:
         found[engine.name] = Accuracy(np.zeros((0, 0), np.int64), seen, len(tried.expected), 0)
     row = {"frames": len(tried.expected), "labelled": 0, "split": "the bundle's references", "skipped": []}
     return found, row
-
-
-def _table(bundle: Bundle, path: Path) -> ScaleTable | None:
-    if SCALES not in bundle.files:
-        return None
-    try:
-        return from_json(bundle.files[SCALES].decode())
-    except (CalibrationError, UnicodeDecodeError) as error:
-        raise BundleError(f"{path}: {SCALES} cannot be read: {error}. Build the bundle again.") from error

@@ -7,13 +7,13 @@ from collections.abc import Mapping, Sequence
 from datetime import datetime, timezone
 from typing import Any
 
-from calibration import ScaleTable, to_json
 from edgeseg import __version__
 from edgeseg.backends import Engine
-from edgeseg.bundle import FP32, Bundle, Reference, Variant
-from edgeseg.pipeline.engines import Tried
+from edgeseg.bundle import Bundle, Reference, Variant
+from edgeseg.pipeline.engines import REWRITTEN, Tried
+from edgeseg.pipeline.network import Network, files_of
 from edgeseg.selfcheck import place_now
-from edgeseg.types import ModelSpec, OnnxModel, Pixels
+from edgeseg.types import ModelSpec, Pixels
 
 REFERENCES = 4
 
@@ -23,22 +23,22 @@ def assemble(
     tried: Tried,
     chosen: str,
     frames: Sequence[Pixels],
-    table: ScaleTable | None,
-    fp32: OnnxModel,
+    network: Network,
+    small: Network | None,
     report: Mapping[str, Any],
 ) -> Bundle:
-    """Everything the device needs: all measured engines, the scales, the FP32 graph, frames with expected masks.
+    """Everything the device needs: all measured engines, the FP32 graph and its INT8, frames with expected masks.
+
+    `small`: a rewritten network whose engines are among the measured ones.
 
     Engines that open the same bytes with other settings share one file.
     """
-    files = {FP32: fp32.graph}
-    stored = {_content(fp32.graph): FP32}
+    files = files_of(network) | ({} if small is None else files_of(small, f"{REWRITTEN}/"))
+    stored = {_content(data): name for name, data in files.items() if name.endswith(".onnx")}
     for engine in tried.engines:
         for file, data in engine.files.items():
             name = stored.setdefault(_content(data), f"{engine.name}/{file}")
             files[name] = data
-    if table is not None:
-        files["scales.json"] = to_json(table).encode()
     references = tuple(
         Reference(f"{i}", frame, tried.expected[i], {e.name: tried.masks[e.name][i] for e in tried.engines})
         for i, frame in enumerate(frames[:REFERENCES])

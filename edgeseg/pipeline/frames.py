@@ -2,16 +2,19 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Collection, Iterator
 from contextlib import suppress
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
+from typing import Literal, get_args
 
 import numpy as np
 
 from edgeseg.data import Dataset, Reading, fit, pick, read
 from edgeseg.data.street import render
-from edgeseg.errors import DatasetError
+from edgeseg.errors import BadInput, DatasetError
 from edgeseg.types import ModelSpec, Pixels
+
+Preparation = Literal["equalization", "rounding", "bias"]  # of INT8
 
 
 @dataclass(frozen=True, slots=True)
@@ -20,7 +23,9 @@ class Effort:
 
     samples: int = 64  # frames to calibrate on
     look: int = 8  # frames to compare with torch and to time with
-    correct: int = 8  # of those, frames to correct biases on; 0: leave biases as they are
+    even: bool = True  # even out channels before INT8
+    fit: int = 16  # calibration frames to round weights by; 0: to the nearest
+    correct: int = 8  # where weights are not rounded so, frames to correct biases on; 0: leave biases as they are
     evaluate: int = 500  # labelled frames for the verdict, at most
     settings: int | None = None  # settings of one engine to time, at most
     halves: int | None = None  # half precisions to try, at most
@@ -29,7 +34,23 @@ class Effort:
     limit_s: float = 30.0  # and its longest duration, for slow networks
 
 
-QUICK = Effort(samples=16, look=4, evaluate=16, correct=0, settings=1, halves=1, tune=1, rounds=11, limit_s=5.0)
+QUICK = Effort(
+    samples=16, look=4, even=False, fit=0, correct=0, evaluate=16, settings=1, halves=1, tune=1, rounds=11, limit_s=5.0
+)
+
+
+def effort_for(quick: bool, samples: int | None, without: Collection[Preparation] = ()) -> Effort:
+    """What is done in a build. Raises BadInput for a preparation that there is not."""
+    if unknown := sorted(set(without) - set(get_args(Preparation))):
+        raise BadInput(f"a build can go without {', '.join(get_args(Preparation))}; not without {', '.join(unknown)}")
+    effort = QUICK if quick else Effort()
+    return replace(
+        effort,
+        samples=effort.samples if samples is None else samples,
+        even=effort.even and "equalization" not in without,
+        fit=0 if "rounding" in without else effort.fit,
+        correct=0 if "bias" in without else effort.correct,
+    )
 
 
 def frames_for(

@@ -13,25 +13,28 @@ from __future__ import annotations
 import json
 import re
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal, get_args
 
 import numpy as np
 
-from calibration import CalibrationError, ScaleTable, from_json
+from calibration import CalibrationError, ScaleTable
 from edgeseg import quantize
 from edgeseg.backends.tensorrt.options import Options, Shape, options_from
 from edgeseg.backends.tensorrt.pairs import paired
 from edgeseg.backends.tensorrt.trtexec import check_command, command, refusal, strongly_typed, version_from
-from edgeseg.bundle import FP32, Bundle, Variant, read_bundle
+from edgeseg.bundle import Bundle, Variant, read_bundle
 from edgeseg.bundle_io import encode_png
-from edgeseg.errors import BadInput
+from edgeseg.console import Console
+from edgeseg.errors import BadInput, BundleError
 from edgeseg.files import write_whole
 from edgeseg.palette import palette_of
 from edgeseg.pipeline import plain_text as text
-from edgeseg.pipeline.calibrate import dialect_for
 from edgeseg.pipeline.engines import REWRITTEN
+from edgeseg.pipeline.frames import QUICK, Effort
+from edgeseg.pipeline.network import Network, dialect_for, network_in
+from edgeseg.pipeline.prepare import fitted_to
 from edgeseg.types import FRAME, LOGITS, MASK, OnnxModel, Precision
 
 if TYPE_CHECKING:
@@ -40,7 +43,6 @@ if TYPE_CHECKING:
 Dialect = Literal["tensorrt", "onnxruntime", "triton"]
 SCHEMA = "edgeseg.export/1"
 LIST = "export.json"
-SCALES = "scales.json"
 MOST_FRAMES = 8  # that Triton puts into one batch, of a graph that takes any number
 # What the scripts of an export leave beside it on the device.
 LEFT = ("model.engine", "timing.cache", "output.json", "mask.png")
@@ -50,9 +52,16 @@ LEFT = ("model.engine", "timing.cache", "output.json", "mask.png")
 class _Source:
     """The float graph of the network that the bundle chose, and what its scales are known from."""
 
-    model: OnnxModel
+    network: Network
     rewritten: bool
-    table: ScaleTable | None
+
+    @property
+    def model(self) -> OnnxModel:
+        return self.network.fp32
+
+    @property
+    def table(self) -> ScaleTable | None:
+        return self.network.table
 
 
 def plain_files(
@@ -225,25 +234,17 @@ def _described(bundle: Bundle, precision: Precision, dialect: str, dynamic: bool
 
 
 def _source(bundle: Bundle) -> _Source:
-    if FP32 not in bundle.files:
-        raise BadInput("the bundle has no FP32 graph, from which everything else is made: build it again.")
-    whole = bundle.files[FP32]
-    if bundle.variant().name.startswith(f"{REWRITTEN}-"):
-        own = [v for v in _same_network(bundle) if (v.backend, v.precision) == ("onnxruntime", "fp32")]
-        if not own:
-            raise BadInput(
-                "the bundle chose the rewritten network, and holds no float graph of it for ONNX Runtime. Build the "
-                "rewritten network itself: edgeseg rewrite MODEL …, then edgeseg build MODEL-small.pt2"
-            )
-        return _Source(OnnxModel(_whole(bundle.graph(own[0]), whole), bundle.spec), True, None)
-    model = OnnxModel(whole, bundle.spec)
-    if SCALES not in bundle.files:
-        return _Source(model, False, None)
+    """The network of the engine that the bundle chose: the original, or the rewritten one."""
+    rewritten = bundle.variant().name.startswith(f"{REWRITTEN}-")
     try:
-        table = from_json(bundle.files[SCALES].decode())
-    except (CalibrationError, UnicodeDecodeError) as error:
-        raise BadInput(f"the bundle's scales cannot be read: {error}") from error
-    return _Source(model, False, table if table.model == model.digest else None)
+        network = network_in(bundle, f"{REWRITTEN}/" if rewritten else "")
+    except BundleError as error:
+        raise BadInput(str(error)) from error
+    if network is None:
+        raise BadInput("the bundle has no FP32 graph, from which everything else is made: build it again.")
+    if network.table is not None and network.table.model != network.fp32.digest:
+        network = Network(network.fp32)
+    return _Source(network, rewritten)
 
 
 def _same_network(bundle: Bundle) -> list[Variant]:
@@ -253,24 +254,17 @@ def _same_network(bundle: Bundle) -> list[Variant]:
 
 
 def _quantized(source: _Source, bundle: Bundle, dialect: quantize.Dialect) -> OnnxModel:
-    """The network in INT8, its biases corrected on the reference frames unless the build was a quick one."""
-    from edgeseg.backends.onnxruntime import probe
-
-    if source.rewritten:
-        raise BadInput(
-            "INT8 was asked for, and the bundle's scales are of the original network, not of the rewritten one that it "
-            "chose. Say --precision fp16 or fp32, or build the rewritten network itself: edgeseg build "
-            "MODEL-small.pt2 --data … --int8"
-        )
+    """The network in INT8 as it was fitted for this dialect; else with biases corrected on the reference frames."""
     if source.table is None:
         raise BadInput(
             "INT8 was asked for, and the bundle has no scales of this network: build it with --int8 (and --data), or "
             "say --precision fp32"
         )
-    frames = [] if bundle.verdict.get("quick") else [reference.frame[None] for reference in bundle.references]
+    frames = [reference.frame[None] for reference in bundle.references]
+    effort = replace(QUICK if bundle.verdict.get("quick") else Effort(), fit=0)
     try:
-        bias = quantize.corrected_biases(source.model, source.table, dialect, probe, frames) if frames else None
-        return quantize.quantize(source.model, source.table, dialect, bias=bias)
+        network, _ = fitted_to(source.network, frames, [dialect], effort, use_cache=False, console=Console())
+        return network.int8(dialect)
     except CalibrationError as error:
         raise BadInput(f"the bundle's scales do not fit its graph: {error}. Build it again.") from error
 

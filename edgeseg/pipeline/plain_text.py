@@ -82,7 +82,10 @@ import numpy
 import onnxruntime
 
 model = os.path.join(os.path.dirname(os.path.abspath(__file__)), "model.onnx")
-session = onnxruntime.InferenceSession(model, providers=["CPUExecutionProvider"])
+# That optimiser rounds weights that were kept in float on purpose.
+session = onnxruntime.InferenceSession(
+    model, providers=["CPUExecutionProvider"], disabled_optimizers=["WeightBiasQuantization"]
+)
 image = cv2.imread(sys.argv[1])
 frame = cv2.resize(image, ({width}, {height}), interpolation=cv2.{flag}){swapped}
 (mask,) = session.run(["{about.mask}"], {{"{about.frame}": numpy.ascontiguousarray(frame)[None]}})
@@ -161,6 +164,12 @@ def onnxruntime_readme(about: Tensors, precision: Precision) -> str:
 {_common(about)}"""
 
 
+_TRITON_INT8 = """
+Convolutions that were kept in float between others in INT8 may come out in INT8 all the same: ONNX Runtime has an
+optimiser that rounds their weights, and Triton has no word to leave it out. Compare with the masks in `reference/`.
+"""
+
+
 def triton_readme(name: str, about: Tensors, precision: Precision) -> str:
     return f"""\
 # {about.spec.name}: {precision.upper()} for Triton Inference Server
@@ -169,7 +178,7 @@ def triton_readme(name: str, about: Tensors, precision: Precision) -> str:
 
 This folder is a model repository; `{name}/` can be put into another one as it is. Clients send `{about.frame}` and
 receive `{about.mask}`. {_triton_batches(about)}
-
+{_TRITON_INT8 if precision == "int8" else ""}
 To serve a TensorRT engine instead: export with `--dialect tensorrt`, build it on the server's GPU with the TensorRT of
 the server's release, put it at `{name}/1/model.plan`, remove `model.onnx`, and say `backend: "tensorrt"` in the
 configuration.

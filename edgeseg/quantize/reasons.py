@@ -43,6 +43,14 @@ _FEW_KERNELS = Rule(
     "and 0.5 dB are lost",
 )
 
+# What is no rule of an engine: of a search, of an engine as it was found, of edges without a quantizer of their own.
+BY_SEARCH = "kept in float by the search: accuracy needs that more than the time it costs"
+FOUND_FLOAT = "in float in this engine, though the rules would run it in INT8"
+FOUND_INT8 = "in INT8 in this engine, though the rules would leave it in float"
+FOUND_EDGE = "quantized in this engine, though the rules would leave it in float"
+PASSED = "values are only moved: integers pass through"
+JOINED = "all parts are on one scale: integers are copied side by side"
+
 # kind → engine ("*": any other) → rule.
 RULES: Mapping[str, Mapping[str, Rule]] = {
     "convolution": {"*": _INT8},
@@ -65,6 +73,15 @@ RULES: Mapping[str, Mapping[str, Rule]] = {
         ),
     },
     "grouped": {
+        "*": Rule(True, "grouped: one scale an output channel; fewer inputs an output, so that INT8 pays less"),
+        "tensorrt": Rule(True, "grouped: INT8 kernels exist for few group sizes, the others run slower than FP16"),
+    },
+    "grouped narrow": {
+        "onnxruntime": Rule(
+            False,
+            "grouped, with fewer than 16 inputs a group and no plain depthwise one: ONNX Runtime's INT8 kernel takes "
+            "1.3 to 6 times as long as the float one",
+        ),
         "*": Rule(True, "grouped: one scale an output channel; fewer inputs an output, so that INT8 pays less"),
         "tensorrt": Rule(True, "grouped: INT8 kernels exist for few group sizes, the others run slower than FP16"),
     },

@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
-from calibration import Quantizer, ScaleTable, Scheme, merge, quantizer
+from calibration import Quantizer, ScaleTable, Scheme, quantizer, unite
 from calibration.scheme import SMALLEST_SCALE
 from edgeseg.errors import ModelError
 from edgeseg.graph import Graph
@@ -79,7 +79,7 @@ def quantize(
 
 def _common(table: ScaleTable, group: tuple[str, ...], scheme: Scheme) -> Quantizer:
     """The quantizer of tensors that share a scale: of all that was seen of any of them."""
-    seen = reduce(merge, (table.seen(tensor) for tensor in group))
+    seen = reduce(unite, (table.seen(tensor) for tensor in group))
     found = quantizer(seen, table.recipe.method, scheme, table.recipe.parameters)
     if not all(abs(value) <= _MOST for value in (found.scale, found.low, found.high)) or found.scale <= 0:
         raise ModelError(

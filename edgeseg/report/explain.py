@@ -12,6 +12,7 @@ from html import escape
 from typing import Any
 
 from edgeseg.report import parts
+from edgeseg.report.placement import edges_line, placement_line, placement_tables
 from edgeseg.report.text import DASH, number, table
 
 Row = tuple[str, ...]
@@ -54,7 +55,7 @@ def explain_table(document: Mapping[str, Any]) -> str:
         reasons = [f"  {layer['node']}: {layer['why']}" for layer in layers[:SHOWN] if layer["why"]]
         lines += ["", *reasons] if reasons else []
         lines += _whole(document)
-    lines += _floats(document)
+    lines += _placed(document)
     lines += ["", table(("labels that agree", "%", "of all pixels %"), _bands(document)), ""]
     header, rows = _class_rows(document)
     lines.append(table(header, rows))
@@ -68,7 +69,13 @@ def explain_table(document: Mapping[str, Any]) -> str:
 def explain_section(document: Mapping[str, Any]) -> str:
     """The same for a page, with the gallery."""
     says = "".join(f"<li>{escape(text)}</li>" for text in document["says"])
-    facts = [*document["notes"], _emulation(document), *_floats(document), *_whole(document), *_flicker(document)]
+    facts = [
+        *document["notes"],
+        _emulation(document),
+        *([] if document.get("placement") else _placed(document)),
+        *_whole(document),
+        *_flicker(document),
+    ]
     body = f"<h2>{escape(_title(document))}</h2><ul>{says}</ul>"
     if layers := document["layers"]:
         worst = max((layer["share"] or 0.0 for layer in layers), default=0.0)
@@ -77,6 +84,8 @@ def explain_section(document: Mapping[str, Any]) -> str:
         body += f"<h3>Layers, worst first</h3>{parts.table(*_known(tuple(map(escape, HEADER)), rows))}"
         body += f"<ul>{''.join(f'<li><b>{escape(node)}</b>: {escape(why)}</li>' for node, why in reasons)}</ul>"
         body += f"<p class='machine'>{escape(LEGEND)}</p>"
+    if placement := document.get("placement"):
+        body += f"<h3>What runs in INT8, and why</h3>{placement_tables(placement)}"
     header, classes = _class_rows(document)
     body += "<h3>Labels that agree with FP32</h3>"
     body += parts.table(("where", "%", "of all pixels %"), [tuple(map(escape, row)) for row in _bands(document)])
@@ -126,7 +135,8 @@ def _marked(layer: Mapping[str, Any], worst: float) -> Row:
     reads = "; ".join(
         f"reads {read['tensor']}" + (f" of {read['from']}" if read["from"] else "") for read in layer["inputs"]
     )
-    cells[0] = f"<b title='{escape(reads, quote=True)}'>{cells[0]}</b>"
+    runs = f"runs in {layer['precision']}: {layer['reason']}; " if layer.get("precision") else ""
+    cells[0] = f"<b title='{escape(runs + reads, quote=True)}'>{cells[0]}</b>"
     return tuple(cells)
 
 
@@ -161,7 +171,10 @@ def _whole(document: Mapping[str, Any]) -> list[str]:
     ]
 
 
-def _floats(document: Mapping[str, Any]) -> list[str]:
+def _placed(document: Mapping[str, Any]) -> list[str]:
+    """What runs in INT8; documents of earlier versions only name what does not."""
+    if placement := document.get("placement"):
+        return [placement_line("placement", placement), edges_line(placement["edges"])]
     names = document["float_layers"]
     return (
         [f"in float: {', '.join(names[:6])}{f' and {len(names) - 6} more' if len(names) > 6 else ''}"] if names else []

@@ -36,8 +36,12 @@ def engine_row(
     accuracy: Accuracy | None,
     names: Sequence[str],
     built: Mapping[str, Any] | None = None,
+    placement: Mapping[str, Any] | None = None,
 ) -> dict[str, Any]:
-    """One engine: what it is, how fast, how accurate; where it was built here, what was read back from it."""
+    """One engine: what it is, how fast, how accurate; where it was built here, what was read back from it.
+
+    `placement`: of one in INT8, what runs in it and what in float, and why.
+    """
     row: dict[str, Any] = {
         "name": engine.name,
         "backend": engine.backend,
@@ -49,6 +53,7 @@ def engine_row(
         "boundary_agreement": None,
         "miou": None,
         "built": None if built is None else dict(built),
+        "placement": None if placement is None else dict(placement),
     }
     if accuracy is not None:
         row["agreement"] = accuracy.agreement.overall

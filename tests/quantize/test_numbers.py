@@ -246,3 +246,22 @@ def test_openvino_runs_every_convolution_in_int8() -> None:
         found[name] = [str(f["runtimePrecision"].value) for f in facts if f["layerType"].value == "Convolution"]
     assert sorted(found["int8"]) == ["f32", "u8", "u8", "u8"]  # that of the image is float
     assert found["fp32"] == ["f32"] * 4
+
+
+def test_a_moving_average_of_what_a_concatenation_joins_is_the_wider_of_both() -> None:
+    """One scale for tensors of the same frames: not a third range between theirs, as of frames that follow."""
+    net = making.Net(1)
+    image = net.image()
+    small = net.relu(net.conv(image, "small", 4), "small_relu")
+    net.weights["small.w"] *= 0.05
+    net.weights["small.b"] *= 0.05
+    large = net.relu(net.conv(image, "large", 4), "large_relu")
+    joined = net.op("Concat", [large, small], "joined", 8, axis=1)
+    model = net.model(net.conv(joined, "head", 3, 1))
+    table = making.table_of(model, recipe="moving-average")
+    constants = making.constants(quantize(model, table, OPENVINO).graph)
+    seen = [table.seen(tensor).extremes for tensor in ("large_relu", "small_relu")]
+    widest = max(extremes.average[1] for extremes in seen if extremes is not None)
+    highs = [float(value) for name, value in constants.items() if name.endswith("/high") and "relu" in name]
+    assert highs
+    assert all(high == pytest.approx(widest, rel=0.02) for high in highs)

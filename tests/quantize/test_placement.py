@@ -10,6 +10,7 @@ import numpy as np
 import onnx
 import pytest
 
+from edgeseg.backends.onnxruntime import inference_session
 from edgeseg.backends.openvino import core
 from edgeseg.backends.tensorrt.graph import for_tensorrt
 from edgeseg.errors import ModelError
@@ -18,7 +19,7 @@ from edgeseg.quantize.edges import kind_of, output_axis
 from edgeseg.quantize.half import half
 from edgeseg.quantize.reasons import RULES
 from edgeseg.quantize.write import quantize
-from edgeseg.types import LOGITS
+from edgeseg.types import FRAME, LOGITS
 from tests.quantize import hard, making
 from tests.quantize.test_numbers import emulated, optimized
 from tests.quantize.test_tensorrt_graphs import refused
@@ -201,3 +202,47 @@ def test_biases_of_transposed_convolutions_are_corrected() -> None:
     found = corrected_biases(model, making.table_of(model), OPENVINO, probe, [making.frames(1)])
     assert found["node_up"].shape == (12,)
     quantize(model, making.table_of(model), OPENVINO, bias=found)
+
+
+@pytest.mark.parametrize(
+    ("inputs", "outputs", "groups", "kind"),
+    [
+        (8, 8, 8, "depthwise"),
+        (8, 16, 8, "grouped narrow"),  # a channel multiplier
+        (8, 8, 4, "grouped narrow"),
+        (32, 32, 2, "grouped"),
+        (30, 30, 2, "grouped narrow"),
+        (8, 8, 1, "convolution"),
+    ],
+)
+def test_narrow_groups_stay_in_float_where_int8_is_slower(inputs: int, outputs: int, groups: int, kind: str) -> None:
+    net = making.Net(1)
+    x = net.relu(net.conv(net.image(), "first", inputs), "relu1")
+    x = net.relu(net.conv(x, "before", inputs), "relu2")
+    x = net.relu(net.conv(x, "middle", outputs, 3, group=groups), "relu3")
+    x = net.relu(net.conv(x, "after", 4), "relu4")
+    model = net.model(net.conv(x, "head", 3, 1))
+    graph = Graph(model.graph)
+    (node,) = (node for node in graph.nodes if node.name == "node_middle")
+    assert kind_of(graph, node) == kind
+    for dialect in DIALECTS.values():
+        placed = "node_middle" in place(graph, dialect).convolutions
+        assert placed == (kind != "grouped narrow" or dialect.engine != "onnxruntime")
+
+
+def test_what_is_kept_in_float_is_computed_in_float(tmp_path: Path) -> None:
+    """Left to itself, ONNX Runtime rounds float weights between two quantizers, and a search would be in vain."""
+    net = making.Net(1)
+    x = net.relu(net.conv(net.image(), "first", 8), "relu1")
+    for name in ("one", "two", "three"):
+        x = net.relu(net.conv(x, name, 8), f"relu_{name}")
+    model = net.model(net.conv(x, "head", 3, 1))
+    graph = Graph(model.graph)
+    made = quantize(
+        model, making.table_of(model), ONNXRUNTIME_X86, placement=place(graph, ONNXRUNTIME_X86, keep_float=["node_two"])
+    )
+    found = {}
+    for level in ("all", "off"):
+        session = inference_session(Graph(made.graph).upto(LOGITS), level)
+        found[level] = np.concatenate([session.run([LOGITS], {FRAME: f[None]})[0] for f in making.frames(3, seed=8)])
+    assert making.snr_db(found["off"], found["all"]) > 45

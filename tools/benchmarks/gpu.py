@@ -228,7 +228,7 @@ def _model(job: _Job) -> dict[str, Any]:
     path, spec, dataset, halves, absent = job.model, job.spec, job.dataset, job.halves, job.absent
     effort, say = job.effort, job.say
     held = known(path)
-    read_as = held.fp32.spec if held is not None else read_spec(spec or path.with_suffix(".toml"))
+    read_as = held.network.fp32.spec if held is not None else read_spec(spec or path.with_suffix(".toml"))
     say(f"{read_as.name}: {path.name}")
     notes: list[str] = []
     ways: list[Way] = []

@@ -16,8 +16,11 @@ from edgeseg.backends.onnxruntime import inference_session, probe
 from edgeseg.backends.tensorrt import TensorRT
 from edgeseg.backends.tensorrt.cuda import CudaError, Device, open_device
 from edgeseg.backends.tensorrt.library import logger
+from edgeseg.console import Console
 from edgeseg.errors import EdgesegError, MissingOnMachine, ModelError
 from edgeseg.pipeline.again import Known
+from edgeseg.pipeline.frames import Effort
+from edgeseg.pipeline.prepare import fitted_to
 from edgeseg.pipeline.read_back import read_back
 from edgeseg.quantize.half import half
 from edgeseg.quantize.half_ranges import largest_seen
@@ -123,17 +126,18 @@ class Pair:
 
 def written(known: Known, backend: TensorRT, precision: Precision) -> OnnxModel:
     """The graph as a build writes it for that backend. Raises ModelError where the bundle has no scales for INT8."""
-    fp32, frames = known.fp32, [frame[None] for frame in known.frames[:CORRECTED_ON]]
+    fp32, frames = known.network.fp32, [frame[None] for frame in known.frames[:CORRECTED_ON]]
     largest = largest_seen(fp32, probe, frames) if frames and precision != "fp32" else None
     if precision == "fp32":
         return fp32
     if precision == "fp16":
         return half(fp32, largest=largest).model
-    if known.table is None:
+    if known.network.table is None:
         raise ModelError("the bundle has no scales: build it with --int8")
-    dialect = quantize.TENSORRT
-    bias = quantize.corrected_biases(fp32, known.table, dialect, probe, frames) if frames else None
-    int8 = quantize.quantize(fp32, known.table, dialect, bias=bias)
+    network, _ = fitted_to(
+        known.network, frames, [quantize.TENSORRT], Effort(fit=0), use_cache=False, console=Console()
+    )
+    int8 = network.int8(quantize.TENSORRT)
     return half(int8, largest=largest).model if backend.half_graphs("int8") else int8
 
 
@@ -172,7 +176,7 @@ def _engine_ways(
         "engine_bytes": len(stored.engine),
         "made_of": read_back([engine], "fp32").rows[name],
     }
-    shape = (1, *known.fp32.spec.input.size, 3)
+    shape = (1, *known.network.fp32.spec.input.size, 3)
     for graph in (False, True):
         engine = Engine(name, backend.name, precision, engine.graph, files, {**settings, "cuda_graph": graph})
         session = stack.enter_context(open_engine(engine))
@@ -191,7 +195,7 @@ def onnxruntime_ways(known: Known, missing: dict[str, str]) -> Iterator[Way]:
     """The reference, on the CPU; and on the GPU where that build of ONNX Runtime is installed."""
     import onnxruntime
 
-    graph = known.fp32.graph
+    graph = known.network.fp32.graph
 
     def on(session: Any) -> Callable[[Frames], Masks]:
         return lambda frames: session.run([MASK], {FRAME: frames})[0]

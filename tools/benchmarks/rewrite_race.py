@@ -15,10 +15,11 @@ from benchmarks.rewrite_making import reason
 from edgeseg.console import Console
 from edgeseg.errors import BadInput, DatasetError
 from edgeseg.measure.latency import ratio_interval, summarize
-from edgeseg.pipeline.calibrate import calibrated, quantized, recipe_named
+from edgeseg.pipeline.calibrate import recipe_named
 from edgeseg.pipeline.engines import engines_for, measured_accuracy, runtimes
 from edgeseg.pipeline.frames import Effort, frames_for, look_at
 from edgeseg.pipeline.ingest import ingest
+from edgeseg.pipeline.prepare import dialects_of, ready
 from edgeseg.pipeline.rewriting.recovery import recovered
 from edgeseg.pipeline.rewriting.run import shrunk
 from edgeseg.pipeline.rewriting.target import Target, target_of
@@ -59,8 +60,9 @@ def deployed(setting: Setting, budgets: Sequence[Budget], precision: Precision, 
     names = runtimes(None, console)
 
     def quantize(model: OnnxModel, runtime_names: Sequence[str]) -> dict[str, OnnxModel]:
-        table, _ = calibrated(model, calibration, recipe_named("mse"), True, console)
-        return quantized(model, table, runtime_names, look[: effort.correct], True, console)
+        dialects = dialects_of(runtime_names)
+        done = ready(model, calibration, recipe_named("mse"), dialects, effort, use_cache=True, console=console)
+        return done.network.on(runtime_names)
 
     int8 = quantize(fp32, names) if precision == "int8" else {}
     tried = engines_for(fp32, int8, names, precision, look, effort, console)

@@ -5,15 +5,14 @@ from __future__ import annotations
 from collections.abc import Mapping
 from dataclasses import dataclass, replace
 
-from calibration import CalibrationError, from_json
+from calibration import CalibrationError
 from edgeseg import quantize
 from edgeseg.backends.onnxruntime import AS_WRITTEN
 from edgeseg.bundle import Bundle, Variant
 from edgeseg.errors import EdgesegError, MissingOnMachine, ModelError
-from edgeseg.pipeline.again import SCALES
 from edgeseg.pipeline.explain.ir import from_ir
+from edgeseg.pipeline.network import networks_in
 from edgeseg.pipeline.search.suffix import emulated as without_fakes
-from edgeseg.types import OnnxModel
 
 
 @dataclass(frozen=True, slots=True)
@@ -51,17 +50,16 @@ def emulation_of(opened: Bundle, chosen: Variant, reference: bytes) -> Emulated:
 
 def _again(opened: Bundle, reference: bytes, why: str) -> Emulated:
     """From the scales in the bundle: what the engine ought to be, not what it is."""
-    if SCALES not in opened.files:
-        return Emulated(None, f"the engine's files cannot be looked into ({why}), and the bundle has no scales")
-    dialect = replace(quantize.OPENVINO, fake=False)
     try:
-        table = from_json(opened.files[SCALES].decode())
-        made = quantize.quantize(OnnxModel(reference, opened.spec), table, dialect)
+        network = next((one for one in networks_in(opened) if one.fp32.graph == reference), None)
+        if network is None or network.table is None:
+            return Emulated(None, f"the engine's files cannot be looked into ({why}), and the bundle has no scales")
+        made = network.int8(replace(quantize.OPENVINO, fake=False))
     except (CalibrationError, EdgesegError, ValueError) as error:
         return Emulated(None, f"the engine's files cannot be looked into ({why}), nor made again: {error}")
     return Emulated(
         made.graph,
         "made again from the bundle's scales, since the engine's files cannot be looked into: a fault in them is not "
-        "seen here, nor are corrected biases",
+        "seen here",
         (why,),
     )

@@ -54,6 +54,15 @@ def layer_rows(
     return sorted(rows, key=lambda row: _order(row, own))
 
 
+def placed_rows(rows: Sequence[dict[str, Any]], placement: Mapping[str, Any] | None) -> list[dict[str, Any]]:
+    """The rows with `precision`, "int8" or "float", and the `reason` for it: both None where that is not known.
+
+    A layer in float is among them if what it gives is quantized.
+    """
+    known = {} if placement is None else {row["node"]: row for row in placement["convolutions"]}
+    return [{**row, **{key: known.get(row["node"], {}).get(key) for key in ("precision", "reason")}} for row in rows]
+
+
 def output_rows(deployed: Deployed, seen: Outputs) -> list[dict[str, Any]]:
     """For a graph without quantizers, such as one in half precision: how far each convolution's output is off."""
     rows = [

@@ -28,8 +28,18 @@ from edgeseg.pipeline.explain.emulate import Emulated, emulation_of
 from edgeseg.pipeline.explain.frames import fitted, frames_to_see, video_frames
 from edgeseg.pipeline.explain.masks import Judged, Run, flicker, judge
 from edgeseg.pipeline.explain.pictures import gallery_rows
-from edgeseg.pipeline.explain.rows import end_cells, layer_rows, output_rows, rescaled, sentences, worst_first
+from edgeseg.pipeline.explain.placed import found_row
+from edgeseg.pipeline.explain.rows import (
+    end_cells,
+    layer_rows,
+    output_rows,
+    placed_rows,
+    rescaled,
+    sentences,
+    worst_first,
+)
 from edgeseg.pipeline.explain.transplant import Deployed
+from edgeseg.pipeline.search.build import MIXED
 from edgeseg.segmenter import engine_of
 from edgeseg.types import FRAME, Frames, Mask, ModelSpec, Pixels
 
@@ -111,7 +121,7 @@ def explain(
         if judged.frames + len(skipped) < given.count:
             notes.append(f"time was up after {judged.frames} of {given.count} frames; --seconds gives more")
         moving = _flicker(given.sequence, video, spec, {"fp32": exact, "deployed": run}, budget, console)
-        layers = _layers(reference, emulated, given.close, spec, engine, budget, console, notes)
+        layers = _layers(reference, emulated, chosen, given.close, spec, engine, budget, console, notes)
     document: dict[str, Any] = {
         "schema": SCHEMA,
         "bundle": spec.name,
@@ -149,11 +159,8 @@ def _variant(opened: Bundle, name: str | None) -> Variant:
 
 def _reference(opened: Bundle, chosen: Variant) -> tuple[bytes, str]:
     """The FP32 graph that a variant was made from, and what it is called."""
-    if chosen.name.startswith(REWRITTEN):
-        for other in opened.variants:
-            is_graph = other.files[0].endswith(".onnx")
-            if other.precision == "fp32" and other.name.startswith(REWRITTEN) and is_graph:
-                return opened.graph(other), f"the rewritten network in FP32 ({other.name})"
+    if chosen.name.startswith(REWRITTEN) and f"{REWRITTEN}/{FP32}" in opened.files:
+        return opened.files[f"{REWRITTEN}/{FP32}"], "the rewritten network's FP32 graph"
     if FP32 not in opened.files:
         raise BundleError("the bundle holds no FP32 graph to compare with. Build it again from the model.")
     return opened.files[FP32], "the bundle's FP32 graph"
@@ -201,6 +208,7 @@ def _stored(opened: Bundle, chosen: Variant, engine: Run) -> Iterator[str]:
 def _layers(
     reference: bytes,
     emulated: Emulated,
+    chosen: Variant,
     frames: Sequence[Frames],
     spec: ModelSpec,
     engine: Run | None,
@@ -209,7 +217,7 @@ def _layers(
     notes: list[str],
 ) -> dict[str, Any]:
     """The part of the document about layers."""
-    found: dict[str, Any] = {"layers": [], "float_layers": [], "whole": None, "layer_frames": 0}
+    found: dict[str, Any] = {"layers": [], "float_layers": [], "whole": None, "layer_frames": 0, "placement": None}
     found["emulation"] = {"how": emulated.how, "agreement": None}
     if emulated.graph is None:
         return found
@@ -241,6 +249,7 @@ def _layers(
     if half:
         found["layers"] = output_rows(deployed, seen)
         return found
+    found["placement"] = _placement(reference, chosen, deployed, notes)
     nodes = worst_first(deployed, seen)
     with console.step("damage") as step, console.bar(len(nodes), "damage") as done:
         own = dict(
@@ -269,7 +278,7 @@ def _layers(
         step.note = f"{len(own)} of {len(nodes)} layers alone, {len(rest)} left out one at a time"
     if len(own) < len(nodes):
         notes.append(f"time was up after {len(own)} of {len(nodes)} layers; --seconds gives more")
-    found["layers"] = layer_rows(deployed, seen, own, parts, rest)
+    found["layers"] = placed_rows(layer_rows(deployed, seen, own, parts, rest), found["placement"])
     if rescaled(found["layers"]):
         notes.append(
             "most layers have other weights than the FP32 graph, as after equalization: what is said of one layer "
@@ -277,6 +286,15 @@ def _layers(
         )
     found["float_layers"] = list(deployed.floats)
     return found
+
+
+def _placement(reference: bytes, chosen: Variant, deployed: Deployed, notes: list[str]) -> dict[str, Any] | None:
+    """Which convolutions and edges are quantized, and why; None where the rules do not take the FP32 graph."""
+    try:
+        return found_row(reference, chosen.backend, deployed, searched=chosen.name.endswith(f"-{MIXED}"))
+    except ModelError as error:
+        notes.append(f"why layers run as they do is not known: {error}")
+        return None
 
 
 def _flicker(

@@ -103,6 +103,12 @@ class Deployed:
             self.layers = tuple(sorted((*self.layers, *more), key=lambda layer: by_name[layer.node][0]))
             self.floats = tuple(name for name in self.floats if name not in orphans)
 
+    @property
+    def quantizers(self) -> tuple[Quantizer, ...]:
+        """All that were found, each once."""
+        held = [layer.quantizers for layer in self.layers] + [edge.quantizers for edge in self._others]
+        return tuple(dict.fromkeys(q for quantizers in (*held, self._trace(LOGITS)) for q in quantizers))
+
     def weight_of(self, node: str) -> NDArray[np.float32] | None:
         """What the FP32 graph has in the place of a layer's weights."""
         found = next((n for n in self._float.nodes if n.name == node and len(n.input) > 1), None)

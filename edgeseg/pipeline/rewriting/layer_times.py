@@ -28,7 +28,7 @@ from edgeseg.console import Console
 from edgeseg.errors import ModelError
 from edgeseg.measure.latency import InTurn, interleave
 from edgeseg.measure.machine import machine, versions
-from edgeseg.pipeline.calibrate import dialect_for
+from edgeseg.pipeline.network import dialect_for
 from edgeseg.pipeline.rewriting.layer_graph import after, frames_for, layer_graph
 from edgeseg.quantize.half import half
 from edgeseg.rewrite.values import Conv, Pair, Piece

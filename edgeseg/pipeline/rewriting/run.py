@@ -18,10 +18,11 @@ from edgeseg.distill.distributed import from_first, joined, started
 from edgeseg.errors import BadInput
 from edgeseg.evaluation import class_names
 from edgeseg.measure.latency import summarize
-from edgeseg.pipeline.calibrate import calibrated, quantized, recipe_named
+from edgeseg.pipeline.calibrate import recipe_named
 from edgeseg.pipeline.engines import engines_for, measured_accuracy, runtimes
 from edgeseg.pipeline.frames import Effort, frames_for, look_at
 from edgeseg.pipeline.ingest import ingest
+from edgeseg.pipeline.prepare import dialects_of, ready
 from edgeseg.pipeline.rewriting import document
 from edgeseg.pipeline.rewriting.budgets import dense, shape
 from edgeseg.pipeline.rewriting.offers import finished, opened
@@ -121,8 +122,9 @@ def rewrite(
     runs_on = runtimes(backend, console)
 
     def quantize(model: OnnxModel, names: Sequence[str]) -> dict[str, OnnxModel]:
-        table, _ = calibrated(model, calibration, recipe_named(recipe), use_cache, console)
-        return quantized(model, table, names, look[: effort.correct], use_cache, console)
+        dialects, recipes = dialects_of(names), recipe_named(recipe)
+        done = ready(model, calibration, recipes, dialects, effort, use_cache=use_cache, console=console)
+        return done.network.on(names)
 
     int8 = quantize(fp32, runs_on) if precision == "int8" else {}
     tried = engines_for(fp32, int8, runs_on, precision, look, effort, console)

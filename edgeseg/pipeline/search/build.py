@@ -43,6 +43,11 @@ class Mixed:
     found: Mapping[str, Found]
     reasons: tuple[str, ...]
 
+    @property
+    def kept(self) -> dict[str, frozenset[str]]:
+        """By name of a mixed engine, the convolutions that it keeps in float."""
+        return {f"{backend}-int8-{MIXED}": one.keep_float for backend, one in self.found.items()}
+
     def to_json(self) -> list[dict[str, Any]]:
         """Documents edgeseg.search/1, one for each runtime that was searched for."""
         return [dict(found.report) for found in self.found.values()]

@@ -59,7 +59,10 @@ def report(
     seconds: float,
     emulated: bool,
 ) -> dict[str, Any]:
-    """`ended`: "done", "time", "interrupted" or "refused". Times in ms, accuracies in points of 100."""
+    """`ended`: "done", "time", "interrupted" or "refused". Times in ms, accuracies in points of 100.
+
+    "groups": convolutions that read the same tensors, and what all of them in float cost together, where measured.
+    """
     units = []
     for row in losses.rows if losses is not None else ():
         cost = costs.of.get(row.node) if costs is not None else None
@@ -91,6 +94,9 @@ def report(
         if losses is None
         else {"snr_db": losses.everything.snr_db, "agreement": losses.everything.agreement, "frames": losses.frames},
         "convolutions": sorted(units, key=lambda unit: unit["agreement"]["alone"]),
+        "groups": [{"nodes": sorted(group), "ms": whole.ms} for group, whole in costs.together.items()]
+        if costs is not None
+        else [],
         "fp32": dict(fp32),
         "candidates": [candidate.to_json(classes) for candidate in candidates],
     }

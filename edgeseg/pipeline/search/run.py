@@ -16,8 +16,8 @@ from edgeseg.console import Console
 from edgeseg.data import Reading
 from edgeseg.errors import BadInput, CannotTell, MissingOnMachine, ModelError
 from edgeseg.measure.machine import machine
-from edgeseg.pipeline.calibrate import dialect_for
 from edgeseg.pipeline.frames import look_at
+from edgeseg.pipeline.network import dialect_for
 from edgeseg.pipeline.search import document
 from edgeseg.pipeline.search.candidates import Candidate, candidates
 from edgeseg.pipeline.search.floor import Floor, Outcome
@@ -32,6 +32,7 @@ from edgeseg.types import OnnxModel, Pixels
 _LOOK = 4  # frames for sensitivity and to time with
 _FINALISTS = 3
 _FINAL_ROUNDS = 40
+_CHANCE = 0.05  # of the milliseconds of a group's nodes: what is saved by all of them must be more
 _SHARE = 0.5  # of the minutes, at most, before candidates are judged
 
 
@@ -93,7 +94,9 @@ def search(
     def graph_of(kept: Kept) -> OnnxModel:  # as the runtime gets it
         return written(int8_of(kept))
 
-    nodes = place(Graph(fp32.graph), dialect_for(backend)).convolutions
+    placement = place(Graph(fp32.graph), dialect_for(backend))
+    nodes = placement.convolutions
+    groups = [frozenset(group) for group in placement.groups if 1 < len(group) < len(nodes)]
     if not nodes:
         raise ModelError(f"INT8 was wanted, but no convolution of {fp32.spec.name} can run in INT8 on {backend}")
     here = not emulate and _is_here(backend)
@@ -134,7 +137,7 @@ def search(
             )
             price = costs(
                 fp32, nodes, graph_of, backend, frames,
-                settings=settings, timed=here, ended=lambda: late(_SHARE), use_cache=use_cache,
+                groups=groups, settings=settings, timed=here, ended=lambda: late(_SHARE), use_cache=use_cache,
             )  # fmt: skip
             units = _units(nodes, losses, price)
             explore(units, evaluate, trail, late)
@@ -233,14 +236,20 @@ def _is_here(backend: str) -> bool:
 
 
 def _units(nodes: Sequence[str], losses: Losses, price: Costs) -> list[Unit]:
-    """A node that there was no time to judge counts as the middle one of the others."""
+    """A node that there was no time to judge counts as the middle one of the others.
+
+    A group is one where all of it in float was measured to cost less than one by one.
+    """
     saved = {row.node: min(row.saved(losses.everything), 1e30) for row in losses.rows}
     middle = sorted(saved.values())[len(saved) // 2] if saved else 0.0
     most = max((c.ms for c in price.of.values() if math.isfinite(c.ms)), default=1.0)
-    return [
-        Unit(node, saved.get(node, middle), price.of[node].ms if math.isfinite(price.of[node].ms) else 100 * most)
-        for node in nodes
-    ]
+    ms = {node: price.of[node].ms if math.isfinite(price.of[node].ms) else 100 * most for node in nodes}
+    bonds: dict[str, tuple[Kept, float]] = {}
+    for group, whole in price.together.items():
+        singly = math.fsum(ms[node] for node in group)
+        if singly - whole.ms > _CHANCE * abs(singly):
+            bonds |= dict.fromkeys(group, (group, (singly - whole.ms) / len(group)))
+    return [Unit(node, saved.get(node, middle), ms[node], *bonds.get(node, ())) for node in nodes]
 
 
 def _finals(

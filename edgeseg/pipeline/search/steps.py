@@ -2,14 +2,16 @@
 
 Damages are taken to add up only to order what is tried; what is returned was evaluated as a whole. Start: everything in
 INT8. Along an order of damage saved per millisecond, a binary search finds a short prefix that meets the floor; then
-nodes are given back, or exchanged for cheaper ones, while it holds.
+nodes are given back, or exchanged for cheaper ones, while it holds. Convolutions that read the same tensors stay units
+of their own: each of them saves its own damage for its own milliseconds. But all of them in float may cost less than
+one by one, for then nobody needs those tensors as integers; so whole groups are tried as well.
 """
 
 from __future__ import annotations
 
 import math
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 Kept = frozenset[str]
 _CHEAPER = 4  # cheaper nodes tried in the place of one
@@ -18,16 +20,23 @@ _SHARES = (0.97, 0.75, 0.5)  # of the milliseconds of the best so far, to be fil
 
 @dataclass(frozen=True, slots=True)
 class Unit:
-    """One convolution. Keeping it in float saves `saved` of damage (0 or more) and costs `ms`, below 0 if it gains."""
+    """One convolution. Keeping it in float saves `saved` of damage (0 or more) and costs `ms`, below 0 if it gains.
+
+    `bond`: the names of its group, its own among them; with all of them in float each costs `less` ms fewer.
+    """
 
     name: str
     saved: float
     ms: float
+    bond: Kept = frozenset()
+    less: float = 0.0
 
 
 def cost(kept: Kept, units: Sequence[Unit]) -> float:
     """Milliseconds of a set, as far as they add up."""
-    return math.fsum(unit.ms for unit in units if unit.name in kept)
+    return math.fsum(
+        unit.ms - (unit.less if unit.bond and unit.bond <= kept else 0.0) for unit in units if unit.name in kept
+    )
 
 
 def density(unit: Unit) -> float:
@@ -71,20 +80,24 @@ def explore(
         return trail[kept] <= 0
 
     everything = frozenset(unit.name for unit in units)
-    free = frozenset(unit.name for unit in units if unit.ms <= 0)  # float is no slower there: nothing to save
+    free = _free(units)
     for start in dict.fromkeys((frozenset[str](), free)):
         if start != everything and meets(start) is None:
             return
     if free != everything and trail[free] <= 0:
         return  # no set is cheaper
     paid = [unit for unit in units if unit.name not in free]
-    for key in (density, _saved):
-        if not _prefix(free, sorted(paid, key=key, reverse=True), everything, meets):
-            return
+    single = [replace(unit, bond=frozenset((unit.name,))) for unit in paid]
+    for order in (single, _joined(paid, units)) if any(unit.bond for unit in paid) else (single,):
+        for key in (density, _saved):
+            if not _prefix(free, sorted(order, key=key, reverse=True), everything, meets):
+                return
     if not _nearer(units, trail, everything, meets):
         return
     while (best := cheapest(trail, units)) is not None:
         for other in _cheaper(best, paid, free):
+            if other == everything or cost(other, units) >= cost(best, units):
+                continue
             found = meets(other)
             if found is None:
                 return
@@ -94,12 +107,30 @@ def explore(
             return
 
 
+def _free(units: Sequence[Unit]) -> Kept:
+    """What costs nothing in float, one by one or as a whole group: no set is cheaper."""
+    free = frozenset(unit.name for unit in units if unit.ms <= 0)
+    for bond in {unit.bond for unit in units if unit.bond}:
+        if cost(bond, units) < cost(bond & free, units):
+            free |= bond
+    return free
+
+
+def _joined(paid: Sequence[Unit], units: Sequence[Unit]) -> list[Unit]:
+    """Each group as one unit that stands for all of it, and the units that belong to none."""
+    found = [replace(unit, bond=frozenset((unit.name,))) for unit in paid if not unit.bond]
+    for bond in dict.fromkeys(unit.bond for unit in paid if unit.bond):
+        saved = math.fsum(unit.saved for unit in units if unit.name in bond)
+        found.append(Unit(min(bond), saved, cost(bond, units), bond))
+    return found
+
+
 def _prefix(free: Kept, order: Sequence[Unit], everything: Kept, meets: Callable[[Kept], bool | None]) -> bool:
     """Binary search for the shortest prefix that meets the floor, were it monotone; False if time was up."""
     low, high = 0, len(order)  # all in float meets the floor, being FP32
     while high - low > 1:
         middle = (low + high) // 2
-        kept = free | {unit.name for unit in order[:middle]}
+        kept = free.union(*(unit.bond for unit in order[:middle]))
         found = kept == everything or meets(kept)
         if found is None:
             return False
@@ -131,6 +162,9 @@ def _cheaper(kept: Kept, units: Sequence[Unit], free: Kept) -> Iterator[Kept]:
     """Sets that cost less than `kept`: one given back, what fits less time by the order, some exchanged for others."""
     mine = sorted((unit for unit in units if unit.name in kept), key=density)
     others = sorted((unit for unit in units if unit.name not in kept), key=lambda unit: -unit.saved)
+    for bond in dict.fromkeys(unit.bond for unit in mine if unit.bond):
+        yield kept | bond
+        yield kept - (bond - free)
     for unit in mine:
         yield kept - {unit.name}
     total = math.fsum(unit.ms for unit in mine)

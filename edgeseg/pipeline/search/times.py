@@ -12,7 +12,7 @@ import math
 import time
 from collections.abc import Callable, Mapping, Sequence
 from contextlib import ExitStack
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 
 import numpy as np
 
@@ -44,11 +44,15 @@ class Cost:
 
 @dataclass(frozen=True, slots=True)
 class Costs:
-    """`int8_ms`, `fp32_ms`: of the network all in INT8 and in FP32, None where nothing could be timed."""
+    """`int8_ms`, `fp32_ms`: of the network all in INT8 and in FP32, None where nothing could be timed.
+
+    `of`: by node. `together`: of groups of nodes, all of them in float, as far as they were measured.
+    """
 
     int8_ms: float | None
     fp32_ms: float | None
     of: Mapping[str, Cost]
+    together: Mapping[frozenset[str], Cost] = field(default_factory=dict)
 
 
 def engine(name: str, model: OnnxModel, backend: str, precision: Precision, settings: Settings | None) -> Engine:
@@ -71,6 +75,7 @@ def costs(
     backend: str,
     frames: Sequence[Frames],
     *,
+    groups: Sequence[frozenset[str]] = (),
     settings: Settings | None = None,
     timed: bool = True,
     rounds: int = ROUNDS,
@@ -78,7 +83,8 @@ def costs(
     use_cache: bool = True,
     done: Callable[[], object] = lambda: None,
 ) -> Costs:
-    """Milliseconds by node. Without `timed` all are predicted, as shares of 1 ms between INT8 and FP32.
+    """Milliseconds by node, and of whole `groups`. Without `timed` all are predicted, as shares of 1 ms between INT8
+    and FP32, and groups cost what their nodes do.
 
     Kept by processor, runtime, settings and networks. When `ended`, the rest is predicted. A network that the runtime
     refuses costs `inf`.
@@ -96,31 +102,36 @@ def costs(
     packages = {name: version for name, version in versions().items() if name.startswith(backend)}
     told = sorted((key, value) for key, value in yardsticks["int8"].settings.items() if key != "threshold")
     place = (METHOD, facts, packages, backends.get(backend).version(), told, fp32.digest, base.digest, rounds)
-    keys = {node: cache.key("search-ms", *place, node) for node in ("", *nodes)}
+    sets = {node: frozenset({node}) for node in nodes} | {"+".join(sorted(group)): group for group in groups}
+    keys = {name: cache.key("search-ms", *place, name) for name in ("", *sets)}
     known: dict[str, list[float]] = {}
     for node, key in keys.items():
         stored = cache.load("search", key) if use_cache else None
         if stored is not None:
             known[node] = json.loads(stored)
-    missing = [node for node in nodes if node not in known]
-    groups = [missing[at : at + _TOGETHER] for at in range(0, len(missing), _TOGETHER)]
-    for group in groups or ([[]] if "" not in known else []):
+    missing = [name for name in sets if name not in known]
+    batches = [missing[at : at + _TOGETHER] for at in range(0, len(missing), _TOGETHER)]
+    for batch in batches or ([[]] if "" not in known else []):
         if ended() and "" in known:
             break
-        made = {f"-{node}": engine(f"-{node}", int8_of(frozenset({node})), backend, "int8", settings) for node in group}
+        made = {f"-{name}": engine(f"-{name}", int8_of(sets[name]), backend, "int8", settings) for name in batch}
         samples = in_turns({**yardsticks, **made}, frames, rounds, limit_s=_LIMIT_S)
-        found = {node: _difference(samples.get(f"-{node}"), samples["int8"]) for node in group}
+        found = {name: _difference(samples.get(f"-{name}"), samples["int8"]) for name in batch}
         if "" not in known:
             known[""] = [_low(samples["int8"]), _low(samples["fp32"])]
             _keep(keys[""], known[""], use_cache)
-        pace = known[""][0] / _low(samples["int8"])  # the machine may be slower now than it was with the first group
-        for node, (ms, error) in found.items():
-            known[node] = [ms * pace, error * pace]
-            _keep(keys[node], known[node], use_cache)
+        pace = known[""][0] / _low(samples["int8"])  # the machine may be slower now than it was with the first batch
+        for name, (ms, error) in found.items():
+            known[name] = [ms * pace, error * pace]
+            _keep(keys[name], known[name], use_cache)
             done()
     int8_ms, fp32_ms = known[""]
-    weighed = {node: _weighed(known.get(node), shares[node] * (fp32_ms - int8_ms), int8_ms) for node in nodes}
-    return Costs(int8_ms, fp32_ms, weighed)
+    weighed = {
+        name: _weighed(known.get(name), sum(shares[node] for node in kept) * (fp32_ms - int8_ms), int8_ms)
+        for name, kept in sets.items()
+    }
+    together = {group: weighed[name] for name, group in sets.items() if group in groups and weighed[name].measured}
+    return Costs(int8_ms, fp32_ms, {node: weighed[node] for node in nodes}, together)
 
 
 def in_turns(
