@@ -8,10 +8,13 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
+from edgeseg.measure.sensors import MachineSample
+
 SLOWER = 1.15  # of the fast part's median: less is not called slow
 LEAST = 3  # windows: a shorter stretch is a hiccup
 HOT_C = 85.0  # where Jetsons and CPUs begin to hold back; GPUs some degrees below
 _CLOCK = 0.90  # of the fast part's: a lower clock explains slowness
+_DRIFT = 0.05  # of a clock, from the first to the last third of a run
 _OTHERS = 10.0  # points of CPU load by other programs, more than in the fast part
 _CLOCKS = {"gpu_clock_mhz": "GPU clock", "cpu_clock_mhz": "CPU clock"}
 _HEATS = {"gpu_temperature_c": "GPU", "temperature_c": "hottest zone"}
@@ -62,6 +65,42 @@ def slowdowns(rows: Sequence[Row], *, stage: str = "infer", hot_c: float = HOT_C
         text = f"{stage} was {100 * (slower - 1):.0f} % slower from {start:.0f} to {end:.0f} s: {why}"
         found.append(Slowdown(start, end, slower, causes[0][0] if causes else None, text))
     return found
+
+
+def clocks_moved(samples: Sequence[MachineSample], hot_c: float = HOT_C) -> tuple[bool | None, list[str]]:
+    """Whether clocks, heat or throttling changed in the course of these samples, and how, in words.
+
+    Of a clock, the medians of the first and the last third must lie within 5 % of one another, and nine of ten samples
+    within 10 % of its median. Heat counts from `hot_c` °C, if it was not so from the start. None if no sample tells a
+    clock, a temperature or throttling, or there are fewer than three.
+    """
+    words: list[str] = []
+    known = False
+    if len(samples) < LEAST:
+        return None, words
+    for name, what in _CLOCKS.items():
+        values = [value for sample in samples if (value := sample.numbers().get(name))]
+        if len(values) >= LEAST:
+            known = True
+            third = max(1, len(values) // 3)
+            first, last, middle = map(statistics.median, (values[:third], values[-third:], values))
+            off = sum(abs(value - middle) > (1 - _CLOCK) * middle for value in values)
+            if abs(last - first) > _DRIFT * first:
+                words.append(f"{what} went from {first:.0f} to {last:.0f} MHz")
+            elif off > len(values) / 10:
+                words.append(f"{what} moved between {min(values):.0f} and {max(values):.0f} MHz")
+    for name, what in _HEATS.items():
+        heats = [value for sample in samples if (value := sample.numbers().get(name)) is not None]
+        known = known or bool(heats)
+        if heats and heats[0] < hot_c <= max(heats):
+            words.append(f"{what} went from {heats[0]:.0f} to {max(heats):.0f} °C")
+            break
+    flags = [sample.throttled for sample in samples if sample.throttled is not None]
+    known = known or bool(flags)
+    if any(flags):
+        reasons = sorted({reason for sample in samples for reason in sample.throttle_reasons})
+        words.append(f"the machine throttled ({', '.join(reasons) or 'no reason given'})")
+    return (bool(words) if known else None), words
 
 
 def _scatter(times: Sequence[float]) -> float:
