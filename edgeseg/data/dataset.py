@@ -8,8 +8,15 @@ Nothing is decoded here; `edgeseg.data.reader` does that. A split is either file
     palette = [[128,128,128], [128,0,0]]       # optional, RGB
     ignore_index = 11                          # optional: the label value that is not scored
 
+    sequence = '^(\\w+?)_\\d+$'                # optional: a frame's video is group 1 of this pattern in its name
+    label_set = "cityscapes-ids"               # optional: what raw values or colours are called (see `label_map`)
+
     [label_map]                                # optional: raw label value = class index, class name or "ignore"
-    7 = "sky"
+    7 = "sky"                                  # also colours and names of the label set (see `label_map`)
+
+    [class_map]                                # optional: a class of a model = a class here, for `edgeseg eval`
+    vegetation = "tree"                        # many may go to one; the same names need no entry
+    terrain = "none"                           # no class here: wrong wherever it is predicted and something is labelled
 
     [splits.train]
     images = "train/images"                    # relative to the file
@@ -22,11 +29,14 @@ Nothing is decoded here; `edgeseg.data.reader` does that. A split is either file
 from __future__ import annotations
 
 import difflib
+import re
 import sys
 from collections.abc import Mapping, Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
+from edgeseg.data.label_map import label_set, rule_of
 from edgeseg.data.layouts import detect
 from edgeseg.data.splits import (
     Dataset,
@@ -37,7 +47,6 @@ from edgeseg.data.splits import (
     default_palette,
     file_split,
     images_in,
-    label_rule,
     same_stem,
 )
 from edgeseg.errors import DatasetError
@@ -46,6 +55,9 @@ if sys.version_info >= (3, 11):
     import tomllib
 else:
     import tomli as tomllib
+
+KEYS = ("name", "classes", "palette", "ignore_index", "sequence", "label_set", "label_map", "class_map", "splits")
+NONE = "none"  # in [class_map]: a class of the model that the data set does not have
 
 
 def load_dataset(path: str | Path) -> Dataset:
@@ -69,21 +81,28 @@ def _from_toml(path: Path) -> Dataset:
         content = tomllib.loads(path.read_text(encoding="utf-8"))
     except (tomllib.TOMLDecodeError, UnicodeDecodeError, OSError) as error:
         raise DatasetError(f"{path} cannot be read as TOML: {error}") from error
-    _known_keys(content, ("name", "classes", "palette", "ignore_index", "label_map", "splits"), str(path))
+    _known_keys(content, KEYS, str(path))
 
     tables = _typed(content, "splits", dict, path, default={})
     if not tables:
         raise DatasetError(f'{path} has no splits; add for example:\n[splits.train]\nimages = "train/images"')
     rendered = any(isinstance(table, dict) and "street" in table for table in tables.values())
+    known = label_set(content["label_set"], path) if "label_set" in content else None
+    if known is not None and "classes" not in content:
+        content["classes"] = list(known.classes)
+        content.setdefault("palette", [list(colour) for colour in known.palette])
     classes, palette = _classes(content, path, rendered=rendered)
-    ignore_index = _typed(content, "ignore_index", int, path, default=None)
+    free = known is not None and len(classes) < 256
+    ignore_index = _typed(content, "ignore_index", int, path, default=255 if free else None)
     if ignore_index is not None and not 0 <= ignore_index <= 255:
         raise DatasetError(f"{path}: ignore_index is {ignore_index}; a label is 8 bit, so 0 to 255 was wanted.")
-    mapping = _label_map(content, classes, ignore_index, path)
-    rule = label_rule(len(classes), ignore_index, mapping, palette)
-    splits = {name: _split(name, table, rule, path) for name, table in tables.items()}
+    label_map = _typed(content, "label_map", dict, path, default=None)
+    rule = rule_of(label_map, known, classes, palette, ignore_index, str(path))
+    sequence = _sequence(content, path)
+    splits = {name: replace(_split(name, table, rule, path), sequence=sequence) for name, table in tables.items()}
     name = _typed(content, "name", str, path, default=path.parent.name)
-    return Dataset(name, classes, palette or default_palette(len(classes)), ignore_index, splits)
+    class_map = _class_map(content, classes, path)
+    return Dataset(name, classes, palette or default_palette(len(classes)), ignore_index, splits, class_map)
 
 
 def _split(name: str, table: Any, rule: LabelRule, path: Path) -> Split:
@@ -156,30 +175,30 @@ def _classes(content: Mapping[str, Any], path: Path, *, rendered: bool) -> tuple
     return classes, palette
 
 
-def _label_map(
-    content: Mapping[str, Any], classes: Sequence[str], ignore_index: int | None, path: Path
-) -> dict[int, int] | None:
-    if "label_map" not in content:
+def _class_map(content: Mapping[str, Any], classes: Sequence[str], path: Path) -> dict[str, str] | None:
+    if "class_map" not in content:
         return None
-    mapping: dict[int, int] = {}
-    for raw, target in _typed(content, "label_map", dict, path).items():
-        where = f"{path} [label_map]: {raw} = {target!r}"
-        if not (raw.isascii() and raw.isdigit() and int(raw) <= 255):
-            raise DatasetError(f"{where}: the key is a raw label value, 0 to 255.")
-        if target == "ignore" and "ignore" not in classes:
-            if ignore_index is None:
-                raise DatasetError(f"{where}: add ignore_index = 255 (or another free value) to {path.name}.")
-            mapping[int(raw)] = ignore_index
-        elif isinstance(target, str):
-            if target not in classes:
-                close = _closest(target, (*classes, "ignore"))
-                raise DatasetError(f"{where}: there is no such class; did you mean '{close}'?")
-            mapping[int(raw)] = classes.index(target)
-        elif _is_int(target) and (0 <= target < len(classes) or target == ignore_index):
-            mapping[int(raw)] = target
-        else:
-            raise DatasetError(f"{where}: wanted a class name, 'ignore', or an index below {len(classes)}.")
-    return mapping
+    mapping = _typed(content, "class_map", dict, path)
+    for theirs, target in mapping.items():
+        where = f"{path} [class_map]: {theirs} = {target!r}"
+        if not isinstance(target, str):
+            raise DatasetError(f"{where}: wanted the name of a class of this data set, or 'none'.")
+        if target not in classes and target != NONE:
+            hint = " Predictions cannot be ignored, only labels; 'none' is never right." if target == "ignore" else ""
+            raise DatasetError(
+                f"{where}: there is no such class; did you mean '{_closest(target, (*classes, NONE))}'?{hint}"
+            )
+    return dict(mapping)
+
+
+def _sequence(content: Mapping[str, Any], path: Path) -> str:
+    pattern = str(_typed(content, "sequence", str, path, default=""))
+    try:
+        if re.compile(pattern).groups > 1:
+            raise DatasetError(f"{path}: sequence = {pattern!r} has several groups; one says what the sequence is.")
+    except re.error as error:
+        raise DatasetError(f"{path}: sequence = {pattern!r} is no regular expression: {error}.") from error
+    return pattern
 
 
 def _known_keys(table: Mapping[str, Any], valid: Sequence[str], where: str) -> None:

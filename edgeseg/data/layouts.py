@@ -9,6 +9,7 @@ from __future__ import annotations
 from collections.abc import Iterable
 from pathlib import Path
 
+from edgeseg.data.label_sets import ADE20K, CAMVID, CAMVID_PALETTE, CITYSCAPES, VOC
 from edgeseg.data.splits import (
     Dataset,
     LabelRule,
@@ -22,40 +23,7 @@ from edgeseg.data.splits import (
 )
 from edgeseg.errors import DatasetError
 
-# trainId order; the raw id of "labelIds" files (cityscapesscripts, helpers/labels.py); RGB.
-_CITYSCAPES: tuple[tuple[str, int, tuple[int, int, int]], ...] = (
-    ("road", 7, (128, 64, 128)),
-    ("sidewalk", 8, (244, 35, 232)),
-    ("building", 11, (70, 70, 70)),
-    ("wall", 12, (102, 102, 156)),
-    ("fence", 13, (190, 153, 153)),
-    ("pole", 17, (153, 153, 153)),
-    ("traffic light", 19, (250, 170, 30)),
-    ("traffic sign", 20, (220, 220, 0)),
-    ("vegetation", 21, (107, 142, 35)),
-    ("terrain", 22, (152, 251, 152)),
-    ("sky", 23, (70, 130, 180)),
-    ("person", 24, (220, 20, 60)),
-    ("rider", 25, (255, 0, 0)),
-    ("car", 26, (0, 0, 142)),
-    ("truck", 27, (0, 0, 70)),
-    ("bus", 28, (0, 60, 100)),
-    ("train", 31, (0, 80, 100)),
-    ("motorcycle", 32, (0, 0, 230)),
-    ("bicycle", 33, (119, 11, 32)),
-)
 _CITYSCAPES_IDS = 34  # ids 0 to 33; those without a trainId are ignored
-
-_VOC = (
-    "background aeroplane bicycle bird boat bottle bus car cat chair cow diningtable dog horse motorbike person "
-    "pottedplant sheep sofa train tvmonitor"
-)
-_CAMVID = "sky building pole road pavement tree sign fence car pedestrian bicyclist"
-_CAMVID_PALETTE: Palette = (
-    *((128, 128, 128), (128, 0, 0), (192, 192, 128), (128, 64, 128), (60, 40, 222), (128, 128, 0)),
-    *((192, 128, 128), (64, 64, 128), (64, 0, 128), (64, 64, 0), (0, 128, 192)),
-)
-_ADE_CLASSES = 150
 
 
 def detect(root: Path) -> Dataset:
@@ -75,10 +43,10 @@ def _cityscapes(root: Path) -> Dataset | None:
     top = root / "leftImg8bit"
     if not top.is_dir():
         return None
-    by_train_id = label_rule(len(_CITYSCAPES), 255)
+    by_train_id = label_rule(len(CITYSCAPES), 255)
     raw_ids = dict.fromkeys(range(_CITYSCAPES_IDS), 255)
-    raw_ids.update({raw: train for train, (_, raw, _) in enumerate(_CITYSCAPES)})
-    by_id = label_rule(len(_CITYSCAPES), 255, raw_ids)
+    raw_ids.update({raw: train for train, (_, raw, _) in enumerate(CITYSCAPES)})
+    by_id = label_rule(len(CITYSCAPES), 255, raw_ids)
     splits = []
     for folder in _folders(top):
         frames = [image for city in _folders(folder) for image in images_in(city)]
@@ -91,15 +59,15 @@ def _cityscapes(root: Path) -> Dataset | None:
                 labels = [truth / city / f"{stem}_gtFine_{suffix}.png" for city, stem in stems]
                 break
         splits.append(file_split(folder.name, folder, frames, rule, labels))
-    names = [name for name, _, _ in _CITYSCAPES]
-    return _dataset("cityscapes", names, tuple(colour for _, _, colour in _CITYSCAPES), 255, splits)
+    names = [name for name, _, _ in CITYSCAPES]
+    return _dataset("cityscapes", names, tuple(colour for _, _, colour in CITYSCAPES), 255, splits)
 
 
 def _voc(root: Path) -> Dataset | None:
     images, lists, truth = root / "JPEGImages", root / "ImageSets" / "Segmentation", root / "SegmentationClass"
     if not (images.is_dir() and lists.is_dir()):
         return None
-    names = _VOC.split()
+    names = VOC
     rule = label_rule(len(names), 255)
     splits = []
     for listing in sorted(lists.glob("*.txt")):
@@ -114,31 +82,31 @@ def _voc(root: Path) -> Dataset | None:
 def _camvid(root: Path) -> Dataset | None:
     if not (root / "train").is_dir() or not (root / "trainannot").is_dir():
         return None
-    names = _CAMVID.split()
-    rule = label_rule(len(names), 11, palette=_CAMVID_PALETTE)
+    names = CAMVID
+    rule = label_rule(len(names), 11, palette=CAMVID_PALETTE)
     splits = [_pair(name, root / name, root / f"{name}annot", rule) for name in ("train", "val", "test")]
-    return _dataset("camvid", names, _CAMVID_PALETTE, 11, splits)
+    return _dataset("camvid", names, CAMVID_PALETTE, 11, splits)
 
 
 def _ade20k(root: Path) -> Dataset | None:
     if not (root / "images" / "training").is_dir() or not (root / "annotations" / "training").is_dir():
         return None
     # Raw 0 is "other objects": ignored. Raw 1 to 150 are the classes.
-    rule = label_rule(_ADE_CLASSES, 255, {0: 255} | {raw: raw - 1 for raw in range(1, _ADE_CLASSES + 1)})
+    rule = label_rule(len(ADE20K), 255, {0: 255} | {raw: raw - 1 for raw in range(1, len(ADE20K) + 1)})
     pairs = (("train", "training"), ("val", "validation"))
     splits = [_pair(name, root / "images" / f, root / "annotations" / f, rule) for name, f in pairs]
-    return _dataset("ade20k", _ade_names(root / "objectInfo150.txt"), default_palette(_ADE_CLASSES), 255, splits)
+    return _dataset("ade20k", _ade_names(root / "objectInfo150.txt"), default_palette(len(ADE20K)), 255, splits)
 
 
 def _ade_names(table: Path) -> list[str]:
-    """Names from the table that the data set ships (tab-separated: index, ratio, train, val, name), else numbers."""
+    """Names from the table in the data set (tab-separated: index, ratio, train, val, name), else those built in."""
     if table.is_file():
         rows = [line.split("\t") for line in table.read_text(encoding="utf-8").splitlines()[1:]]
         names = [row[-1].split(",")[0].strip() for row in rows if len(row) >= 5]
-        if len(names) == _ADE_CLASSES:
+        if len(names) == len(ADE20K):
             # A few first synonyms occur twice ("screen"): numbered, because names are keys in reports.
             return [n if names.index(n) == i else f"{n} ({i + 1})" for i, n in enumerate(names)]
-    return [f"class {index}" for index in range(1, _ADE_CLASSES + 1)]
+    return list(ADE20K)
 
 
 def _plain(root: Path) -> Dataset | None:

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import struct
 import zlib
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -19,6 +19,7 @@ from edgeseg.data.splits import UNKNOWN, LabelRule, Split
 from edgeseg.errors import DatasetError, need
 from edgeseg.types import Color, Mask, Pixels, Sample
 
+Colours = tuple[tuple[tuple[int, int, int], int], ...]  # RGB -> class index or ignore_index
 _PNG = b"\x89PNG\r\n\x1a\n"
 
 
@@ -49,23 +50,13 @@ class Reading:
         self.skipped = []
         for k in self.indices:
             try:
-                sample = _sample(self.split, k, self.color, labels=self.labels)
-                _check_sizes(sample, self.expect)
+                sample = read_sample(self.split, k, self.color, labels=self.labels)
+                _check_size(sample, self.expect)
             except DatasetError as error:
                 self.skipped.append(Skipped(self.split.names[k], str(error)))
-                self._give_up_if_too_many()
+                give_up_if_too_many(self.skipped, len(self.indices), self.split.name)
                 continue
             yield sample
-
-    def _give_up_if_too_many(self) -> None:
-        if 10 * len(self.skipped) <= len(self.indices):
-            return
-        shown = "\n".join(f"  {s.name}: {s.reason}" for s in self.skipped[:5])
-        more = f"\n  and {len(self.skipped) - 5} more" if len(self.skipped) > 5 else ""
-        raise DatasetError(
-            f"{len(self.skipped)} of the {len(self.indices)} frames asked of split '{self.split.name}' cannot be used, "
-            f"more than a tenth; mend or remove them:\n{shown}{more}"
-        )
 
 
 def read(
@@ -88,7 +79,20 @@ def read(
     return Reading(split, chosen, color, labels, expect)
 
 
-def _sample(split: Split, k: int, color: Color, *, labels: bool) -> Sample:
+def give_up_if_too_many(skipped: Sequence[Skipped], asked: int, split: str) -> None:
+    """Raise DatasetError, naming the first of them, if more than a tenth of the frames that were asked for is lost."""
+    if 10 * len(skipped) <= asked:
+        return
+    shown = "\n".join(f"  {s.name}: {s.reason}" for s in skipped[:5])
+    more = f"\n  and {len(skipped) - 5} more" if len(skipped) > 5 else ""
+    raise DatasetError(
+        f"{len(skipped)} of the {asked} frames asked of split '{split}' cannot be used, "
+        f"more than a tenth; mend or remove them:\n{shown}{more}"
+    )
+
+
+def read_sample(split: Split, k: int, color: Color, *, labels: bool = True) -> Sample:
+    """Frame number k of the split; DatasetError, with the path and the reason, if it or its label cannot be used."""
     label: Mask | None = None
     if split.street is not None:
         from edgeseg.data import street
@@ -103,15 +107,21 @@ def _sample(split: Split, k: int, color: Color, *, labels: bool) -> Sample:
     if color == "rgb":
         cv2 = need("cv2", extra="run", why="reading frames")
         pixels = cv2.cvtColor(pixels, cv2.COLOR_BGR2RGB)
-    return Sample(split.names[k], pixels, label)
+    sample = Sample(split.names[k], pixels, label)
+    _check_label_shape(sample)
+    return sample
 
 
-def _check_sizes(sample: Sample, expect: tuple[int, int] | None) -> None:
+def _check_size(sample: Sample, expect: tuple[int, int] | None) -> None:
     height, width = sample.pixels.shape[:2]
     if expect is not None and (height, width) != tuple(expect):
         raise DatasetError(f"the frame is {height}x{width} (height x width), {expect[0]}x{expect[1]} was wanted")
+
+
+def _check_label_shape(sample: Sample) -> None:
     if sample.label is None:
         return
+    height, width = sample.pixels.shape[:2]
     tall, wide = sample.label.shape
     # A smaller or larger label is fine if the shape agrees within one pixel, which is what rounding can do.
     if abs(tall * width - wide * height) >= min(height, width):
@@ -135,7 +145,7 @@ def read_label(path: Path, rule: LabelRule) -> Mask:
     """The label PNG as uint8 (H, W) of class indices by `rule`; DatasetError, with the path, if it cannot be used.
 
     Grey and palette PNGs of 1 to 8 bits hold raw values (of a palette PNG the index counts, not the colour); RGB
-    PNGs are mapped back by `rule.palette`, exactly.
+    PNGs are mapped back by `rule.palette`, exactly. With `rule.colours` the colour counts in palette PNGs too.
     """
     data = _content(path)
     if not data.startswith(_PNG):
@@ -148,8 +158,12 @@ def read_label(path: Path, rule: LabelRule) -> Mask:
     cv2 = need("cv2", extra="run", why="reading labels")
     if depth == 16:
         raise DatasetError(f"{path} is a 16-bit PNG; 8-bit class indices were wanted (instance ids? convert it first)")
-    if kind == 2 and rule.palette is not None:
-        return _from_colours(_decode(data, cv2.IMREAD_COLOR, path), rule.palette, path)
+    colours = rule.colours or tuple((colour, index) for index, colour in enumerate(rule.palette or ()))
+    if colours and (kind in (2, 6) or (kind == 3 and rule.colours)):
+        pixels = _decode(data, cv2.IMREAD_UNCHANGED if kind == 6 else cv2.IMREAD_COLOR, path)
+        if kind == 6 and pixels[..., 3].min() < 255:
+            raise DatasetError(f"{path} holds RGB colours that are partly transparent; save it without alpha")
+        return _from_colours(pixels, colours, path)
     if kind not in (0, 3):
         what = {2: "RGB colours", 4: "grey with alpha", 6: "RGB colours with alpha"}.get(kind, f"colour type {kind}")
         hint = "; declare `palette` in DATASET.toml to map the colours back" if kind == 2 else ""
@@ -181,19 +195,20 @@ def _to_classes(raw: Mask, rule: LabelRule, path: Path) -> Mask:
     return mapped
 
 
-def _from_colours(pixels: Pixels, palette: tuple[tuple[int, int, int], ...], path: Path) -> Mask:
+def _from_colours(pixels: Pixels, colours: Colours, path: Path) -> Mask:
     blue, green, red = (pixels[..., c].astype(np.uint32) for c in range(3))
     keys = (red << 16) | (green << 8) | blue
-    known = np.array([(r << 16) | (g << 8) | b for r, g, b in palette], np.uint32)
+    known = np.array([(r << 16) | (g << 8) | b for (r, g, b), _ in colours], np.uint32)
     order = np.argsort(known, kind="stable")
     found = order[np.minimum(np.searchsorted(known[order], keys), len(known) - 1)]
     wrong = keys[known[found] != keys]
     if wrong.size:
         r, g, b = int(wrong[0]) >> 16, int(wrong[0]) >> 8 & 255, int(wrong[0]) & 255
         raise DatasetError(
-            f"{path}: the colour ({r}, {g}, {b}) is not in the palette ({wrong.size} pixels of such colours)"
+            f"{path}: the colour ({r}, {g}, {b}) is not in the palette ({wrong.size} pixels of such colours); "
+            f'"{r},{g},{b}" = "ignore", or a class, in [label_map] of DATASET.toml says what it means'
         )
-    indices: Mask = found.astype(np.uint8)
+    indices: Mask = np.array([index for _, index in colours], np.uint8)[found]
     return indices
 
 

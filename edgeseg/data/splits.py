@@ -11,6 +11,7 @@ from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 
+from edgeseg.data.sequences import sequences
 from edgeseg.errors import DatasetError
 
 Palette = tuple[tuple[int, int, int], ...]  # RGB, one colour a class
@@ -27,6 +28,9 @@ class LabelRule:
     ignore_index: int | None
     table: tuple[int, ...]  # 256 entries: raw value -> class index, ignore_index, or UNKNOWN
     palette: Palette | None = None  # for labels stored as RGB colours; None where colours were not declared
+    # Instead of `palette`: colour -> class index or ignore_index, many to one; indexed PNGs are read by colour too.
+    # Left out of the repr: `Split.digest` hashes that, and digests of data sets without such colours must not change.
+    colours: tuple[tuple[tuple[int, int, int], int], ...] = field(default=(), repr=False)
 
 
 @dataclass(frozen=True, slots=True)
@@ -54,6 +58,7 @@ class Split:
     frames: tuple[Path, ...] = ()
     labels: tuple[Path, ...] | None = None  # where the label of each frame ought to be
     street: Street | None = None
+    sequence: str = ""  # a regular expression that finds a frame's sequence in its name; "" for the usual names
 
     def __len__(self) -> int:
         return len(self.names)
@@ -61,6 +66,13 @@ class Split:
     @property
     def has_labels(self) -> bool:
         return self.street is not None or self.labels is not None
+
+    @property
+    def sequences(self) -> tuple[str, ...]:
+        """The video of every frame (see `edgeseg.data.sequences`); DatasetError where the pattern does not match."""
+        if self.street is not None:
+            return tuple(name.rpartition("-")[0] for name in self.names)
+        return sequences(self.names, self.sequence)
 
     def digest(self, indices: Iterable[int] | None = None, *, labels: bool = False) -> str:
         """SHA-256 (hexadecimal) of what `read` would read: names and file bytes, or the parameters of the renderer.
@@ -72,6 +84,8 @@ class Split:
         total = hashlib.sha256()
         if labels:
             total.update(repr(self.rule).encode())
+            if self.rule.colours:
+                total.update(repr(self.rule.colours).encode())
         if self.street is not None:
             for source in sorted(Path(__file__).parent.glob("street*.py")):
                 total.update(source.read_bytes())
@@ -108,6 +122,9 @@ class Dataset:
     palette: Palette
     ignore_index: int | None
     splits: Mapping[str, Split] = field(default_factory=dict)
+    class_map: Mapping[str, str] | None = (
+        None  # a model's class -> a class here, or "none", for models of other classes
+    )
 
     def split(self, name: str) -> Split:
         """The split of that name; DatasetError, naming those that exist, if there is none."""
@@ -146,11 +163,15 @@ def default_palette(count: int) -> Palette:
 
 
 def label_rule(
-    classes: int, ignore_index: int | None, mapping: Mapping[int, int] | None = None, palette: Palette | None = None
+    classes: int,
+    ignore_index: int | None,
+    mapping: Mapping[int, int] | None = None,
+    palette: Palette | None = None,
+    colours: tuple[tuple[tuple[int, int, int], int], ...] = (),
 ) -> LabelRule:
     """The rule for labels that hold class indices, or raw values that `mapping` takes to class indices.
 
-    With a mapping only its keys, and ignore_index itself, may occur.
+    With a mapping only its keys, and ignore_index itself, may occur; with `colours` only those.
     """
     table = [UNKNOWN] * 256
     if mapping is None:
@@ -159,7 +180,7 @@ def label_rule(
         table[ignore_index] = ignore_index
     for raw, index in (mapping or {}).items():
         table[raw] = index
-    return LabelRule(classes, ignore_index, tuple(table), palette)
+    return LabelRule(classes, ignore_index, tuple(table), palette, colours)
 
 
 def file_split(

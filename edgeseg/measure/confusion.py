@@ -108,6 +108,8 @@ def _count(prediction: Mask, label: Mask, classes: int) -> Confusion:
 def scores(matrix: Confusion, class_names: Sequence[str]) -> Scores:
     """The scores of a summed confusion matrix (C, C). CannotTell if it holds no pixel.
 
+    A matrix (C, C + 1) has a last column for predictions that are none of these classes: always wrong.
+
     The ship example: of 100 pixels 5 show a ship, and all are predicted background.
 
     >>> import numpy as np
@@ -123,14 +125,15 @@ def scores(matrix: Confusion, class_names: Sequence[str]) -> Scores:
     190/195. The well-known write-up of this example divides by 200, all pixels of both images, for either class, and so
     gets 0.95 and a mean of 47.5 %, which equals the mean IoU only because of that.
     """
-    if matrix.shape != (len(class_names), len(class_names)):
-        raise BadInput(f"A confusion matrix of {matrix.shape} does not fit {len(class_names)} class names.")
+    count = len(class_names)
+    if matrix.shape not in ((count, count), (count, count + 1)):
+        raise BadInput(f"A confusion matrix of {matrix.shape} does not fit {count} class names.")
     total = int(matrix.sum())
     if total == 0:
         raise CannotTell("No labelled pixel was compared, so there is nothing to score; are all labels ignore_index?")
     true = matrix.diagonal().tolist()
     labelled = matrix.sum(axis=1).tolist()
-    predicted = matrix.sum(axis=0).tolist()
+    predicted = matrix.sum(axis=0)[:count].tolist()
     iou: dict[str, float | None] = {}
     dice: dict[str, float | None] = {}
     for name, tp, row, column in zip(class_names, true, labelled, predicted, strict=True):

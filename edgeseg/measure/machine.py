@@ -9,6 +9,7 @@ import os
 import platform
 import re
 import sys
+from datetime import datetime, timezone
 from pathlib import Path
 from typing import Any
 
@@ -25,12 +26,13 @@ def machine(root: Path = Path("/")) -> dict[str, Any]:
     """Facts about this machine, plain values ready for JSON; None where this system does not tell.
 
     `cores_usable` is what this process may use: its affinity mask, cut by a container's CPU quota. `isa` lists the
-    instruction sets that INT8 speed depends on. `root` is where /proc and /sys lie.
+    instruction sets that INT8 speed depends on. `time` is now, in UTC. `root` is where /proc and /sys lie.
     """
     cpuinfo = read_text(root / "proc/cpuinfo") or ""
     mac = _sysctl() if sys.platform == "darwin" else {}
     memory = re.search(r"MemTotal:\s+(\d+) kB", read_text(root / "proc/meminfo") or "")
     return {
+        "time": datetime.now(timezone.utc).strftime("%Y-%m-%dT%H:%M:%SZ"),
         "cpu": _cpu_model(cpuinfo, root) or mac.get("machdep.cpu.brand_string") or platform.processor() or None,
         "architecture": platform.machine(),
         "cores_physical": _physical_cores(cpuinfo) or _number(mac.get("hw.physicalcpu")),

@@ -78,7 +78,7 @@ def test_ade20k_ignores_zero_and_counts_from_one(tmp_path: Path) -> None:
     files.write(tmp_path / "images/training/a.jpg", files.frame())
     files.write(tmp_path / "annotations/training/a.png", ramp(0, 1, 150, 7))
     data = load_dataset(tmp_path)
-    assert (data.name, len(data.classes), data.classes[0]) == ("ade20k", 150, "class 1")
+    assert (data.name, len(data.classes), data.classes[0]) == ("ade20k", 150, "wall")
     assert only_label(tmp_path, "train") == [255, 0, 149, 6]
 
 
