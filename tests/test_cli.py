@@ -21,7 +21,19 @@ from edgeseg.data.street import CLASSES
 from edgeseg.errors import AccuracyFailed, BadInput, CannotTell, EdgesegError, MissingOnMachine
 from tests.quantize import making
 
-COMMANDS = ("build", "rewrite", "eval", "bench", "stream", "profile", "report", "export", "doctor", "explain")
+COMMANDS = (
+    "build",
+    "rewrite",
+    "eval",
+    "bench",
+    "stream",
+    "profile",
+    "report",
+    "history",
+    "export",
+    "doctor",
+    "explain",
+)
 
 
 def run(*arguments: object) -> Result:
@@ -170,7 +182,7 @@ def test_eval(built: Path, street: Path, tmp_path: Path) -> None:
     assert result.exit_code == 0, result.output
     document = loaded(tmp_path / "e.json")
     assert {"schema", "machine", "versions", "miou", "pixel_accuracy", "dice", "iou", "frames"} <= set(document)
-    assert document["schema"] == "edgeseg.eval/1"
+    assert document["schema"] == "edgeseg.eval/2"
     assert list(document["iou"]) == list(CLASSES)
     assert all(value is None or 0 <= value <= 1 for value in document["iou"].values())
     assert 0 <= document["miou"] <= 1

@@ -17,9 +17,11 @@ import pytest
 
 from edgeseg.bundle import read_bundle, write_bundle
 from edgeseg.errors import BadInput
+from edgeseg.report.bench import bench_table
+from edgeseg.report.evaluation import eval_table
 from edgeseg.report.html import write_report
 from edgeseg.report.picture import coloured, overlay, png, side_by_side
-from edgeseg.report.text import DASH, bench_table, build_table, eval_table, number, size, table
+from edgeseg.report.text import DASH, build_table, number, size, table
 
 VOID = {"meta", "img", "br", "hr", "link", "input"}
 NASTY = '<b onmouseover="x()">&amp;'
@@ -119,7 +121,7 @@ def page_of(documents: list[Any], folder: Path) -> str:
 
 
 def stands_alone(text: str) -> bool:
-    text = re.sub(r'src="data:image/png;base64,[A-Za-z0-9+/=]+"', "", text)
+    text = re.sub(r'src="data:image/(?:png|jpeg);base64,[A-Za-z0-9+/=]+"', "", text)
     outside = re.findall(r"(?:https?:)?//[a-z]|@import|url\(|<script|<link", text)
     return not outside
 
@@ -131,12 +133,12 @@ def test_a_page_of_a_bundle(built: Path, tmp_path: Path) -> None:
     assert stands_alone(text)
     assert not stands_alone('<img src="https://example.org/x.png">')
     pictures = [attributes["src"] or "" for tag, attributes in page.tags if tag == "img"]
-    assert len(pictures) == 4
+    assert len(pictures) == 4 * 4  # of each reference frame itself, two masks, and what differs
     for source in pictures:
-        assert source.startswith("data:image/png;base64,")
+        assert source.startswith("data:image/jpeg;base64,")
         decoded = cv2.imdecode(np.frombuffer(base64.b64decode(source.split(",")[1]), np.uint8), cv2.IMREAD_COLOR)
         assert decoded is not None
-        assert decoded.shape[1] > 4 * 240  # four pictures in a row
+        assert decoded.shape[:2] == read_bundle(built).references[0].mask.shape
     assert all(attributes.get("alt") for tag, attributes in page.tags if tag == "img")
     words = " ".join(page.words)
     for engine in read_bundle(built).verdict["engines"]:
@@ -194,7 +196,7 @@ def test_a_hostile_document_puts_no_tags_into_the_page(classes: tuple[str, ...],
         {},
         [],
         "text",
-        {"schema": "edgeseg.eval/2"},
+        {"schema": "edgeseg.eval/3"},
         {"schema": "edgeseg.eval/1"},
         {"schema": "edgeseg.build/1", "engines": []},
         {"schema": "edgeseg.bench/1", "bundle": 1, "latency_ms": {}},

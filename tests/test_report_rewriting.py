@@ -12,12 +12,14 @@ from typing import Any
 import pytest
 
 from edgeseg.errors import BadInput
-from edgeseg.report.curve import HEIGHT, WIDTH, curve_svg
+from edgeseg.report import svg
+from edgeseg.report.curve import curve_plot
 from edgeseg.report.html import write_report
 from edgeseg.report.rewriting import count, rewrite_table
+from tests.report.figures import along, axis, pictures, place, said, texts
 from tests.test_report import NASTY, Page
 
-SVG = "{http://www.w3.org/2000/svg}"
+needs_plots = pytest.mark.skipif(not svg.available(), reason="plots need matplotlib")
 
 
 def layer(name: str, rule: str | None, macs: list[int], damage: float, ms: list[float] | None) -> dict[str, Any]:
@@ -127,7 +129,7 @@ def test_what_was_not_measured_is_a_dash() -> None:
     assert cells(text, "together")[-2:] == ["–", "–"]
     assert "time was not measured" in text
     assert "accuracy was not measured" in text
-    assert curve_svg(bare) == ""
+    assert curve_plot(bare) == ""
     nothing = bare | {"layers": [row for row in bare["layers"] if row["rule"] is None]}
     assert "no layer was changed" in rewrite_table(nothing)
 
@@ -159,110 +161,70 @@ def test_counts() -> None:
     assert count(None) == "–"
 
 
-def shapes(svg: str) -> tuple[dict[str, tuple[float, float]], ElementTree.Element]:
-    """Where each point stands, by the label in its title."""
-    root = ElementTree.fromstring(svg)
-    found = {}
-    for group in root.iter(f"{SVG}g"):
-        title = group.find(f"{SVG}title")
-        if title is None or title.text is None:
-            continue
-        circle, square = group.find(f"{SVG}circle"), group.find(f"{SVG}rect")
-        if circle is not None:
-            place = float(circle.attrib["cx"]), float(circle.attrib["cy"])
-        else:
-            assert square is not None
-            place = float(square.attrib["x"]) + 5, float(square.attrib["y"]) + 5
-        found[title.text.split(":")[0]] = place
-    return found, root
+def drawn(made: dict[str, Any]) -> dict[str, ElementTree.Element]:
+    """The dots of the wide picture, by the label in their tooltips."""
+    return {text.split(":")[0]: dot for text, dot in said(pictures(curve_plot(made))[0]).items()}
 
 
+@needs_plots
 def test_points_stand_where_the_axes_say() -> None:
-    places, root = shapes(curve_svg(document()))
-    assert set(places) == {"original", "rewritten", "0.6", "0.45", "0.1"}
-    axes = next(group for group in root.iter(f"{SVG}g") if group.attrib.get("class") == "axes")
-    across, down = {}, {}
-    for text in axes.iter(f"{SVG}text"):
-        if text.text and re.fullmatch(r"[\d.]+", text.text):
-            if text.attrib["text-anchor"] == "end":
-                down[float(text.text)] = float(text.attrib["y"]) - 4
-            else:
-                across[float(text.text)] = float(text.attrib["x"])
-    assert len(across) >= 4
-    assert len(down) >= 4
-
-    def along(ticks: dict[float, float], value: float) -> float:
-        (a, at), (b, bt) = min(ticks.items()), max(ticks.items())
-        return at + (value - a) / (b - a) * (bt - at)
-
+    picture = pictures(curve_plot(document()))[0]
+    dots = drawn(document())
+    assert set(dots) == {"original", "rewritten", "0.6", "0.45", "0.1"}
+    across, up = axis(picture, "x"), axis(picture, "y")
+    first, slope = place(dots["0.6"]), along(up, 1.0) - along(up, 0.0)
+    start = next(row for row in document()["curve"] if row["label"] == "0.6")
     for row in document()["curve"]:
-        x, y = places[row["label"]]
-        assert x == pytest.approx(along(across, row["ms"]), abs=0.2)
-        assert y == pytest.approx(along(down, 100 * row["miou"]), abs=0.2)
-        assert 0 < x < WIDTH
-        assert 0 < y < HEIGHT
+        x, y = place(dots[row["label"]])
+        assert x == pytest.approx(along(across, row["ms"]), abs=0.6)
+        assert y - first[1] == pytest.approx(100 * slope * (row["miou"] - start["miou"]), abs=0.6)
 
 
-def test_labels_say_the_share_and_do_not_lie_on_one_another() -> None:
+@needs_plots
+def test_labels_say_the_share() -> None:
     crowded = document()
     crowded["curve"] += [point(f"b{at}", 10_000_000 * at, 9.0 + 0.05 * at, 0.58 + 0.002 * at) for at in range(1, 5)]
-    root = shapes(curve_svg(crowded))[1]
-    words = [text for group in root.iter(f"{SVG}g") if group.find(f"{SVG}title") is not None for text in group]
-    labels = [(w.text or "", float(w.attrib["x"]), float(w.attrib["y"])) for w in words if w.tag == f"{SVG}text"]
-    assert {"original, 100 %", "rewritten, 25 %", "60 %", "45 %", "10 %", "1 %"} <= {text for text, _, _ in labels}
-    boxes = [(x, y - 9, x + 6 * len(text), y) for text, x, y in labels]
-    for at, one in enumerate(boxes):
-        for other in boxes[:at]:
-            apart = one[2] <= other[0] or other[2] <= one[0] or one[3] <= other[1] or other[3] <= one[1]
-            assert apart, (labels, one, other)
+    words = {text for text, *_ in texts(pictures(curve_plot(crowded))[0])}
+    assert {"original, 100 %", "rewritten, 25 %", "60 %", "45 %", "10 %", "1 %"} <= words
 
 
+@needs_plots
 def test_what_another_beats_is_hollow() -> None:
-    root = shapes(curve_svg(document()))[1]
-    kinds = {
-        (group.find(f"{SVG}title").text or "").split(":")[0]: next(iter(group)).attrib["class"]  # type: ignore[union-attr]
-        for group in root.iter(f"{SVG}g")
-        if group.find(f"{SVG}title") is not None
-    }
-    assert kinds == {"original": "first", "rewritten": "on", "0.6": "on", "0.1": "on", "0.45": "off"}
-    line = next(root.iter(f"{SVG}polyline"))
-    assert len(line.attrib["points"].split()) == 4
+    fills = {label: "".join(p.get("style", "") for p in dot.iter("path")) for label, dot in drawn(document()).items()}
+    assert {label for label, style in fills.items() if "fill: var(--ground)" in style} == {"0.45"}
+    assert "fill: var(--s2)" in fills["original"]
+    assert "hollow: another is faster and better" in curve_plot(document())
 
 
+@needs_plots
 def test_agreement_and_a_curve_without_the_original() -> None:
     unlabelled = document()
     unlabelled["curve"] = [
         {"label": f"{share}", "budget": share, "macs": share, "ms": 10 * share, "agreement": 1 - 0.1 * (1 - share)}
         for share in (0.3, 0.6)
     ]
-    svg = curve_svg(unlabelled)
-    places, _ = shapes(svg)
-    assert set(places) == {"0.3", "0.6", "original"}  # from the latency before; it agrees with itself
-    assert "original, 100 %" in svg
-    assert "agreement with the original, %" in svg
+    assert set(drawn(unlabelled)) == {"0.3", "0.6", "original"}  # from the latency before; it agrees with itself
+    figure = curve_plot(unlabelled)
+    assert "original, 100 %" in figure
+    assert "agreement with the original, %" in figure
 
 
+@needs_plots
 @pytest.mark.parametrize(
     "values", [[(5.0, 0.5)], [(5.0, 0.5), (5.0, 0.5)], [(0.01, 1.0), (0.02, 0.9999)], [(900.0, 0)]]
 )
 def test_extreme_ranges(values: list[tuple[float, float]]) -> None:
     few = document() | {"latency": None, "curve": [point(f"p{at}", 10, *value) for at, value in enumerate(values)]}
-    places, root = shapes(curve_svg(few))
-    assert len(places) == len(values)
-    assert all(0 < x < WIDTH and 0 < y < HEIGHT for x, y in places.values())
-    texts = [float(t.text) for t in root.iter(f"{SVG}text") if t.text and re.fullmatch(r"-?[\d.]+", t.text)]
-    assert max(texts) <= 1000
-    assert min(texts) >= 0
+    for picture in pictures(curve_plot(few)):
+        _, _, width, height = map(float, picture.attrib["viewBox"].split())
+        dots = said(picture)
+        assert len(dots) == len(values)
+        assert all(0 < x < width and 0 < y < height for x, y in map(place, dots.values()))
+        assert max(axis(picture, "y")) <= 100
 
 
-def test_light_and_dark() -> None:
-    both, light = curve_svg(document()), curve_svg(document(), dark=False)
-    assert "prefers-color-scheme:dark" in both
-    assert "prefers-color-scheme" not in light
-    for text in (both, light):
-        assert "<script" not in text
-        assert "@import" not in text
-        assert "url(" not in text
+def test_without_times_there_is_no_curve() -> None:
+    assert curve_plot(document() | {"curve": [], "latency": None}) == ""
 
 
 def test_the_page(tmp_path: Path) -> None:
@@ -274,7 +236,7 @@ def test_the_page(tmp_path: Path) -> None:
     assert page.balanced
     assert NASTY in "".join(page.words)
     assert not any("onmouseover" in attributes for _, attributes in page.tags)
-    assert [tag for tag, _ in page.tags if tag in ("svg", "polyline")] == ["svg", "polyline"]
+    assert [tag for tag, _ in page.tags].count("svg") == (2 if svg.available() else 0)  # for a desk and for a phone
     words = " ".join(page.words)
     for expected in ("separable 1", "3.00 times as fast", "-1.25 points", "a processor", "2 of 9 layers"):
         assert expected in words

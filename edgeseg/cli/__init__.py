@@ -15,6 +15,7 @@ from edgeseg.cli.doctor import doctor
 from edgeseg.cli.evaluate import evaluate
 from edgeseg.cli.explain import explain
 from edgeseg.cli.export import export
+from edgeseg.cli.history import history
 from edgeseg.cli.profile import profile
 from edgeseg.cli.report import report
 from edgeseg.cli.rewrite import rewrite
@@ -27,5 +28,5 @@ def main() -> None:
     """From a trained segmentation network to a measured, faster engine."""
 
 
-for _command in (build, rewrite, evaluate, bench, stream, profile, report, export, doctor, explain):
+for _command in (build, rewrite, evaluate, bench, stream, profile, report, history, export, doctor, explain):
     main.add_command(_command)

@@ -3,9 +3,10 @@
 from __future__ import annotations
 
 import json
+import shlex
 import signal
 import sys
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from functools import wraps
 from pathlib import Path
 from typing import Any, ParamSpec, TypeVar
@@ -88,9 +89,19 @@ def said(command: Callable[P, R]) -> Callable[P, R]:
 
 
 def write_json(document: Any, path: Path | None) -> None:
+    """Write a document, or a list of them, with the command that made it."""
     if path is not None:
+        for one in document if isinstance(document, list) else [document]:
+            one["command"] = command_line(sys.argv[1:])
         write_whole(path, (json.dumps(document, indent=2, allow_nan=False) + "\n").encode())
         click.echo(f"wrote {path}", err=True)
+
+
+def command_line(arguments: Sequence[str]) -> str:
+    """What to type for it once more; passwords in it are masked."""
+    from edgeseg.runtime.sources.wanted import masked
+
+    return shlex.join(["edgeseg", *map(masked, arguments)])
 
 
 def wished(command: Callable[P, R]) -> Callable[P, R]:

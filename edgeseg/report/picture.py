@@ -2,14 +2,20 @@
 
 from __future__ import annotations
 
+import base64
 from collections.abc import Sequence
+from html import escape
 
 import numpy as np
 
 from edgeseg.bundle import Bundle
 from edgeseg.errors import BadInput, need
+from edgeseg.gallery import Gallery, Shown
 from edgeseg.palette import Palette, colour_table, palette_of
 from edgeseg.types import Mask, Pixels
+
+# What became of a pixel between two engines, BGR: red got lost, green was won, blue is wrong in another way.
+LOST, WON, OTHER = (60, 60, 230), (80, 190, 60), (230, 140, 60)
 
 
 def coloured(mask: Mask, palette: Palette) -> Pixels:
@@ -18,10 +24,12 @@ def coloured(mask: Mask, palette: Palette) -> Pixels:
     return painted
 
 
-def overlay(frame: Pixels, mask: Mask, palette: Palette, strength: float = 0.55) -> Pixels:
-    """The BGR frame under its mask, both (H, W)."""
+def overlay(frame: Pixels, mask: Mask, palette: Palette, strength: float = 0.55, unknown: int | None = None) -> Pixels:
+    """The BGR frame under its mask, both (H, W). Where the mask is `unknown` the frame shows as it is."""
     cv2 = need("cv2", extra="run", why="drawing masks")
     blended: Pixels = cv2.addWeighted(coloured(mask, palette), strength, frame, 1.0 - strength, 0.0)
+    if unknown is not None:
+        blended[mask == unknown] = frame[mask == unknown]
     return blended
 
 
@@ -43,6 +51,75 @@ def stacked(rows: Sequence[Pixels]) -> Pixels:
     widest = max(row.shape[1] for row in rows)
     padded = [np.pad(row, ((0, 4), (0, widest - row.shape[1]), (0, 0)), constant_values=255) for row in rows]
     return np.vstack(padded)
+
+
+def gallery_section(shown: Gallery) -> str:
+    """Each frame with its truth, the masks of its engines and what differs, side by side; on a phone one below another.
+
+    Without truth the difference is between the two masks; with it, what was right before and is wrong now, and back.
+    """
+    if not shown.frames:
+        return ""
+    legend = "".join(
+        f'<span class="class"><i style="background:rgb({r},{g},{b})"></i>{escape(name)}</span>'
+        for name, (r, g, b) in zip(shown.classes, shown.palette, strict=False)
+    )
+    rows = "".join(f'<div class="frames">{_row(one, shown.palette)}</div>' for one in shown.frames)
+    return f"<h3>{escape(shown.title)}</h3><p>{legend}</p>{rows}"
+
+
+def _row(one: Shown, palette: Palette) -> str:
+    pictures = [(f"frame {one.name}", one.frame)]
+    if one.truth is not None:
+        pictures.append(("truth", overlay(one.frame, one.truth, palette, unknown=one.ignore_index)))
+    for name, mask in one.masks.items():
+        miou = one.miou.get(name)
+        caption = name if miou is None else f"{name}: mIoU {100 * miou:.1f} %"
+        pictures.append((caption, overlay(one.frame, mask, palette)))
+    pictures.append(difference(one))
+    return "".join(
+        f'<figure><img alt="{escape(caption)}, frame {escape(one.name)}" '
+        f'width="{picture.shape[1]}" height="{picture.shape[0]}" '
+        f'src="data:image/jpeg;base64,{base64.b64encode(jpeg(picture)).decode()}">'
+        f"<figcaption>{escape(caption)}</figcaption></figure>"
+        for caption, picture in pictures
+    )
+
+
+def difference(one: Shown) -> tuple[str, Pixels]:
+    """What differs between the first and the last mask, as a caption and a picture, BGR (H, W, 3).
+
+    With one mask and a truth: where it is wrong.
+    """
+    masks = list(one.masks.values())
+    before, after = masks[0], masks[-1]
+    picture = np.repeat((one.frame.mean(2, keepdims=True) * 0.45).astype(np.uint8), 3, axis=2)
+    if one.truth is None:
+        unequal = before != after
+        picture[unequal] = LOST
+        return f"differs: {100 * float(unequal.mean()):.2f} % (red)", picture
+    known = np.ones(one.truth.shape, bool) if one.ignore_index is None else one.truth != one.ignore_index
+    total = max(int(known.sum()), 1)
+    if len(one.masks) == 1:
+        wrong = known & (after != one.truth)
+        picture[wrong] = LOST
+        return f"wrong: {100 * int(wrong.sum()) / total:.2f} % (red)", picture
+    unequal, right = known & (before != after), after == one.truth
+    lost, won = unequal & (before == one.truth), unequal & right
+    picture[unequal], picture[lost], picture[won] = OTHER, LOST, WON
+    shares = (100 * int(some.sum()) / total for some in (lost, won, unequal & ~lost & ~won))
+    words = ("lost (red)", "won (green)", "wrong otherwise (blue)")
+    return ", ".join(f"{share:.2f} % {word}" for share, word in zip(shares, words, strict=True)), picture
+
+
+def jpeg(picture: Pixels, quality: int = 88) -> bytes:
+    """A BGR picture as JPEG with colours at full resolution, so that thin classes keep theirs."""
+    cv2 = need("cv2", extra="run", why="writing a JPEG")
+    how = [cv2.IMWRITE_JPEG_QUALITY, quality, cv2.IMWRITE_JPEG_SAMPLING_FACTOR, cv2.IMWRITE_JPEG_SAMPLING_FACTOR_444]
+    good, data = cv2.imencode(".jpg", picture, how)
+    if not good:
+        raise BadInput(f"OpenCV cannot write a picture of shape {picture.shape} as JPEG")
+    return bytes(data)
 
 
 def comparisons(bundle: Bundle) -> list[Pixels]:

@@ -10,7 +10,7 @@ from html import escape
 from typing import Any
 
 from edgeseg.report import parts
-from edgeseg.report.curve import curve_svg
+from edgeseg.report.curve import curve_plot
 from edgeseg.report.text import DASH, number, size, table
 
 Row = tuple[str, ...]
@@ -39,10 +39,9 @@ def rewrite_section(document: Mapping[str, Any]) -> str:
     facts = [*_untouched(document), *(f"exact: {text}" for text in _exact(document)), *_remarks(document)]
     changes = parts.table(HEADER, [*rows, total], "numbers") if rows else "<p>no layer was changed</p>"
     totals = parts.table(("network", "before", "after", ""), [tuple(map(escape, row)) for row in _totals(document)])
-    curve = curve_svg(document, dark=False)  # the page is white
     return (
         f"<h2>Rewrite of {escape(document['name'])}</h2><p>{escape(_asked(document))}</p>{totals}"
-        + (f'<figure class="plot">{curve}</figure>' if curve else "")
+        + curve_plot(document)
         + f"<h3>Layers</h3>{changes}<ul>{''.join(f'<li>{escape(fact)}</li>' for fact in facts)}</ul>"
     )
 

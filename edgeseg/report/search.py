@@ -1,6 +1,6 @@
 """A search over which layers stay in float: accuracy against latency, one dot a candidate; what each layer loses.
 
-Documents of the schema edgeseg.search/1. No script and no font of its own.
+Documents of the schema edgeseg.search/1.
 """
 
 from __future__ import annotations
@@ -10,7 +10,7 @@ from html import escape
 from typing import Any
 
 from edgeseg.report import parts
-from edgeseg.report.curve import BOTTOM, HEIGHT, LEFT, RIGHT, TOP, WIDTH, grid, scale, style, ticks
+from edgeseg.report.plots import Dot, scatter
 from edgeseg.report.text import DASH, number, table
 
 Row = tuple[str, ...]
@@ -36,66 +36,50 @@ def search_section(document: Mapping[str, Any]) -> str:
     """The same for a page, with the picture and all candidates."""
     rows = [tuple(map(escape, row)) for row in (_fp32(document), *map(_cells, document["candidates"]))]
     layers = [tuple(map(escape, _layer(row))) for row in document["convolutions"]]
-    picture = search_svg(document, dark=False)  # the page is white
     return (
         f"<h2>INT8 of {escape(document['name'])}, some of it in float</h2><p>{escape(_title(document))}</p>"
-        + (f'<figure class="plot">{picture}</figure>' if picture else "")
+        + search_plot(document)
         + f"<ul>{''.join(f'<li>{escape(fact)}</li>' for fact in _remarks(document))}</ul>"
         + parts.table(HEADER, rows)
         + (f"<h3>What each convolution loses in INT8</h3>{parts.table(LAYERS, layers)}" if layers else "")
     )
 
 
-def search_svg(document: Mapping[str, Any], *, dark: bool = True) -> str:
-    """Accuracy against latency as SVG, FP32 a square, the floor a line; an empty text without a dot.
+def search_plot(document: Mapping[str, Any]) -> str:
+    """Accuracy against latency, FP32 a square, the floor a line; an empty text without a dot.
 
-    Filled dots were measured in turns, hollow ones are predicted from single layers. With `dark` the colours follow the
-    reader's preference; without they are those for a white page.
+    Filled dots were measured in turns, hollow ones are predicted from single layers.
     """
-    dots = [c for c in document["candidates"] if c["ms"] is not None and c["accuracy"] is not None]
-    fp32 = document["fp32"]
-    if not dots:
+    found = [c for c in document["candidates"] if c["ms"] is not None and c["accuracy"] is not None]
+    fp32, floor = document["fp32"], document["floor"]
+    if not found:
         return ""
-    floor = fp32["accuracy"] - document["floor"]["max_drop"]
-    values = [fp32["accuracy"], floor, *(dot["accuracy"] for dot in dots)]
-    times = [dot["ms"] for dot in dots] + ([fp32["ms"]] if fp32["ms"] is not None else [])
-    pad = max(0.12 * (max(values) - min(values)), 0.02)
-    x_ticks = ticks(0.0, 1.05 * max(times))
-    y_ticks = ticks(min(values) - pad, max(values) + pad, whole=True)
-    x = scale(x_ticks[0], x_ticks[-1], LEFT, WIDTH - RIGHT)
-    y = scale(y_ticks[0], y_ticks[-1], HEIGHT - BOTTOM, TOP)
-    title = f"{document['name']}: {document['metric']} against latency on {document['backend']}"
-    drawn = [grid(x_ticks, y_ticks, x, y, f"latency on {document['backend']}, ms", f"{document['metric']}, %")]
-    at = y(floor)
-    drawn.append(
-        f'<line class="floor" x1="{LEFT}" x2="{WIDTH - RIGHT}" y1="{at:.1f}" y2="{at:.1f}"/>'
-        f'<text class="key" x="{LEFT + 8}" y="{at + 14:.1f}">{document["floor"]["max_drop"]:g} points less</text>'
-    )
-    for dot in sorted(dots, key=lambda dot: bool(dot["chosen"])):  # the chosen one lies above the others
-        place = f'cx="{x(dot["ms"]):.1f}" cy="{y(dot["accuracy"]):.1f}"'
-        kind = "on" if dot["ms_from"] == "measured" else "off"
-        size = 7 if dot["chosen"] else 4.5
-        label = ""
-        if dot["chosen"] or not dot["kept"]:
-            text = f"{len(dot['kept'])} in float" if dot["kept"] else "INT8"
-            spot = f'x="{x(dot["ms"]) - 10:.1f}" y="{y(dot["accuracy"]) + 4:.1f}" text-anchor="end"'
-            label = f'<text class="rewritten" {spot}>{text}</text>'
-        said = f"{_kept(dot['kept'])}: {dot['ms']:.2f} ms {dot['ms_from']}, {dot['accuracy']:.2f} %"
-        drawn.append(f'<g><circle class="{kind}" {place} r="{size}"/>{label}<title>{escape(said)}</title></g>')
-    if fp32["ms"] is not None:
-        left, top = x(fp32["ms"]), y(fp32["accuracy"])
-        drawn.append(
-            f'<g><rect class="first" x="{left - 5:.1f}" y="{top - 5:.1f}" width="10" height="10"/>'
-            f'<text class="original" x="{left - 8:.1f}" y="{top - 10:.1f}" text-anchor="end">FP32</text>'
-            f"<title>FP32: {fp32['ms']:.2f} ms, {fp32['accuracy']:.2f} %</title></g>"
+    dots = []
+    for one in sorted(found, key=lambda one: bool(one["chosen"])):  # the chosen one lies above the others
+        named = one["chosen"] or not one["kept"]
+        dots.append(
+            Dot(
+                one["ms"],
+                one["accuracy"],
+                (f"{len(one['kept'])} in float" if one["kept"] else "INT8") if named else "",
+                f"{_kept(one['kept'])}: {one['ms']:.2f} ms {one['ms_from']}, {one['accuracy']:.2f} %",
+                hollow=one["ms_from"] != "measured",
+                area=2.4 if one["chosen"] else 1.0,
+                bold=bool(one["chosen"]),
+            )
         )
-    key = "filled: measured in turns; hollow: predicted"
-    drawn.append(f'<text class="key" x="{WIDTH - RIGHT - 8}" y="{HEIGHT - BOTTOM - 10}" text-anchor="end">{key}</text>')
-    rules = style(dark) + ".edgeseg-curve .floor{stroke:#b8540f;stroke-dasharray:5 4}"
-    return (
-        f'<svg class="edgeseg-curve" xmlns="http://www.w3.org/2000/svg" viewBox="0 0 {WIDTH} {HEIGHT}" role="img" '
-        f'aria-label="{escape(title)}"><style>{rules}</style>'
-        f'<text class="title" x="{LEFT}" y="22">{escape(title)}</text>{"".join(drawn)}</svg>'
+    if fp32["ms"] is not None:
+        said = f"FP32: {fp32['ms']:.2f} ms, {fp32['accuracy']:.2f} %"
+        dots.append(Dot(fp32["ms"], fp32["accuracy"], "FP32", said, colour="s2", square=True))
+    return scatter(
+        dots,
+        x=f"latency on {document['backend']}, ms",
+        y=f"{document['metric']}, %",
+        title=f"{document['name']}: {document['metric']} against latency on {document['backend']}",
+        level=(fp32["accuracy"] - floor["max_drop"], f"{floor['max_drop']:g} points less"),
+        note="filled: measured in turns; hollow: predicted",
+        most=100.0,
+        span=0.1,
     )
 
 

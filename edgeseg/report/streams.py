@@ -6,12 +6,11 @@ from collections.abc import Mapping, Sequence
 from html import escape
 from typing import Any
 
+from edgeseg.report import plots
 from edgeseg.report.parts import bar, table
 from edgeseg.report.text import QUALITY, number
 
-WIDTH, HEIGHT, LEFT, BOTTOM = 860, 180, 52, 24  # of a plot, in its own units
-
-_LINES = (("p50", "#1f6fb2"), ("p99", "#d08a1d"), ("max", "#b23b3b"))
+COLOURS = {"p50": "s1", "p99": "s2", "max": "bad"}
 
 
 def stream_section(document: Mapping[str, Any]) -> str:
@@ -47,64 +46,23 @@ def stream_section(document: Mapping[str, Any]) -> str:
 
 def _over_time(rows: Sequence[Mapping[str, Any]]) -> str:
     """Age from the camera to the mask by window, and beneath it what the machine did."""
-    ages = {name: [(row["t"], row["age"][name]) for row in rows if row["age"]] for name, _ in _LINES}
-    parts = [_plot("camera to mask, ms", [(name, colour, ages[name]) for name, colour in _LINES])]
-    for key, title in (
-        ("temperature_c", "temperature, °C"),
-        ("gpu_clock_mhz", "GPU clock, MHz"),
-        ("cpu_clock_mhz", "CPU clock, MHz"),
-        ("cpu_percent", "CPU, %"),
-        ("power_w", "power, W"),
+    ages = {name: [(row["t"], row["age"][name]) for row in rows if row["age"]] for name in COLOURS}
+    drawn = []
+    if len(rows) > 1:
+        title = "camera to mask, ms"
+        drawn.append(plots.lines(ages, x="seconds", y="ms", title=title, colours=COLOURS, zero=True))
+    for key, title, unit in (
+        ("temperature_c", "temperature, °C", "°C"),
+        ("gpu_clock_mhz", "GPU clock, MHz", "MHz"),
+        ("cpu_clock_mhz", "CPU clock, MHz", "MHz"),
+        ("cpu_percent", "CPU, %", "%"),
+        ("power_w", "power, W", "W"),
     ):
         points = [(row["t"], row["machine"].get(key)) for row in rows]
         if sum(value is not None for _, value in points) > 1:
-            parts.append(_plot(title, [(key, "#55606b", points)]))
-    return f"<h3>Over time</h3>{''.join(parts)}" if any(parts) else ""
-
-
-def _plot(title: str, lines: Sequence[tuple[str, str, Sequence[tuple[float, float | None]]]]) -> str:
-    known = [(t, value) for _, _, points in lines for t, value in points if value is not None]
-    if len(known) < 2:
-        return ""
-    first, last = min(t for t, _ in known), max(t for t, _ in known)
-    top = max(value for _, value in known) * 1.05 or 1.0
-    wide = max(last - first, 1e-9)
-
-    def place(t: float, value: float) -> str:
-        x = LEFT + (WIDTH - LEFT - 8) * (t - first) / wide
-        return f"{x:.1f},{(HEIGHT - BOTTOM) * (1 - value / top):.1f}"
-
-    drawn = []
-    for name, colour, points in lines:
-        for run in _runs(points):
-            path = " ".join(place(t, value) for t, value in run)
-            drawn.append(f'<polyline points="{path}" fill="none" stroke="{colour}"><title>{name}</title></polyline>')
-    grid = "".join(
-        f'<line x1="{LEFT}" x2="{WIDTH - 8}" y1="{y:.1f}" y2="{y:.1f}" stroke="#e3e7eb"/>'
-        f'<text x="{LEFT - 6}" y="{y + 4:.1f}" text-anchor="end">{top * (1 - y / (HEIGHT - BOTTOM)):.4g}</text>'
-        for y in (0.05 * HEIGHT, 0.5 * (HEIGHT - BOTTOM), float(HEIGHT - BOTTOM))
-    )
-    ends = (
-        f'<text x="{LEFT}" y="{HEIGHT - 6}">{first:.0f} s</text>'
-        f'<text x="{WIDTH - 8}" y="{HEIGHT - 6}" text-anchor="end">{last:.0f} s</text>'
-    )
-    key = "".join(f'<i style="background:{colour}"></i>{name} ' for name, colour, _ in lines) if len(lines) > 1 else ""
-    return (
-        f'<figure class="plot"><figcaption>{escape(title)} <span class="class">{key}</span></figcaption>'
-        f'<svg viewBox="0 0 {WIDTH} {HEIGHT}" role="img" aria-label="{escape(title)} over time">{grid}{ends}'
-        f"{''.join(drawn)}</svg></figure>"
-    )
-
-
-def _runs(points: Sequence[tuple[float, float | None]]) -> list[list[tuple[float, float]]]:
-    """The stretches of points without a gap."""
-    runs: list[list[tuple[float, float]]] = [[]]
-    for t, value in points:
-        if value is None:
-            runs.append([])
-        else:
-            runs[-1].append((t, value))
-    return [run for run in runs if len(run) > 1]
+            colours = {title: "soft"}
+            drawn.append(plots.lines({title: points}, x="seconds", y=unit, title=title, colours=colours, height=180))
+    return f"<h3>Over time</h3>{''.join(drawn)}" if any(drawn) else ""
 
 
 def _shares(shares: Mapping[str, float]) -> str:

@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from pathlib import PurePath
 from typing import Any
+
+from edgeseg.report.placement import placement_line
 
 DASH = "–"
 QUALITY = {  # of a stream
@@ -68,6 +69,8 @@ def build_table(report: Mapping[str, Any]) -> str:
         if built:
             lines.append(f"  {engine['name']} runs in {built['summary']}")
             lines += [f"    {repair}" for repair in built["repairs"]]
+        if engine.get("placement"):
+            lines.append("  " + placement_line(engine["name"], engine["placement"]))
     lines += [f"  out: {row['name']}: {row['why']}" for row in report["rejected"]]
     missing = {r for e in engines for name, r in e["latency_ms"]["reasons"].items() if name == "p90"}
     lines += [f"  p90: {reason}" for reason in sorted(missing)]
@@ -82,45 +85,6 @@ def _frames(report: Mapping[str, Any]) -> str:
     if not evaluation["labelled"]:
         return f"accuracy is agreement with the FP32 masks on {what}, which have no labels"
     return f"mIoU on {what}; agreement is with the FP32 masks, 'edges' within 2 pixels of a class boundary"
-
-
-def eval_table(document: Mapping[str, Any]) -> str:
-    """IoU and Dice by class, then the means."""
-    rows = [
-        (name, number(iou, 2, 100), number(document["dice_per_class"][name], 2, 100), number(share, 2, 100))
-        for (name, iou), share in zip(document["iou"].items(), document["frequency"].values(), strict=True)
-    ]
-    means = ("mean", number(document["miou"], 2, 100), number(document["dice"], 2, 100), "")
-    skipped = f", {len(document['skipped'])} skipped" if document["skipped"] else ""
-    return (
-        f"{document['bundle']}, {document['variant']}: {document['frames']} frames of "
-        f"'{document['data']['split']}'{skipped}\n\n"
-        + table(("class", "IoU %", "Dice %", "pixels %"), [*rows, means])
-        + f"\n\npixel accuracy {number(document['pixel_accuracy'], 2, 100)} %"
-    )
-
-
-def _title(document: Mapping[str, Any]) -> str:
-    return PurePath(document.get("path", document["bundle"])).name  # two bundles may have one name
-
-
-def bench_table(documents: Sequence[Mapping[str, Any]]) -> str:
-    """Latency of each bundle: the engine alone, and from a frame of its own size to a mask of that size."""
-    rows = []
-    reasons: set[str] = set()
-    for document in documents:
-        for what, key in (("engine", "latency_ms"), ("frame to mask", "end_to_end_ms")):
-            latency = document[key]
-            cells = (number(latency[p]) for p in ("p50", "p90", "p99", "min", "max"))
-            rows.append((f"{_title(document)} {document['variant']}: {what}", *cells, str(latency["count"])))
-            reasons |= {f"{name}: {reason}" for name, reason in latency["reasons"].items()}
-    cold = [
-        f"{_title(document)}: {document['cold_ms']['open']:.0f} ms to open, "
-        f"{document['cold_ms']['first_frame']:.1f} ms for the first frame"
-        for document in documents
-    ]
-    header = ("milliseconds", "p50", "p90", "p99", "min", "max", "frames")
-    return "\n".join((table(header, rows), "", *cold, *sorted(reasons)))
 
 
 def stream_table(document: Mapping[str, Any]) -> str:
