@@ -37,15 +37,18 @@ def missing(needs: tuple[str, ...]) -> str:
     return f"not installed: {', '.join(absent)}" if absent else ""
 
 
-def run(job: Job, *, cache: Path | None = None, timeout_s: float = 1800.0) -> Outcome:
-    """Run a job to its end in `job.folder`, which is made; `cache` is the child's EDGESEG_CACHE."""
+def run(job: Job, *, cache: Path | None = None, timeout_s: float = 1800.0, python: str = sys.executable) -> Outcome:
+    """Run a job to its end in `job.folder`, which is made; `cache` is the child's EDGESEG_CACHE.
+
+    `python`: another interpreter, for a peer whose dependencies do not go with ours; it needs NumPy and click besides.
+    """
     folder = Path(job.folder)
     folder.mkdir(parents=True)
     (folder / "job.json").write_text(json.dumps(asdict(job)), encoding="utf-8")
     path = os.pathsep.join((str(ROOT), str(ROOT / "tools"), os.environ.get("PYTHONPATH", "")))
     surroundings = {**os.environ, "PYTHONPATH": path.rstrip(os.pathsep)}
     surroundings["EDGESEG_CACHE"] = str(cache or folder / "cache")
-    command = [sys.executable, "-m", "benchmarks.recipes", str(folder)]
+    command = [python, "-m", "benchmarks.recipes", str(folder)]
     start = time.perf_counter()
     with (folder / "log.txt").open("wb") as log:
         try:

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import shutil
 import statistics
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
@@ -58,6 +58,7 @@ class Setup:
     frames: Path  # .npy uint8 (N, H, W, 3)
     count: int
     build: dict[str, Any]  # arguments of edgeseg.pipeline.build, as plain JSON
+    limit_gb: float | None = None  # of a peer's address space
 
 
 def say(text: str) -> None:
@@ -95,12 +96,15 @@ def export(setup: Setup) -> tuple[Path, Path]:
     return graph, cache
 
 
-def quantized(setup: Setup, graph: Path, cache: Path, spec: ModelSpec) -> list[Row]:
+def quantized(
+    setup: Setup, graph: Path, cache: Path, spec: ModelSpec, names: Sequence[str] = tuple(RECIPES)
+) -> list[Row]:
     """Run every recipe and open what it wrote, each with the settings that are fastest here. FP32 stands first."""
     frames = np.load(setup.frames)
     look = frames[pick(len(frames), LOOK)]
     rows: list[Row] = []
-    for name, recipe in RECIPES.items():
+    for name in names:
+        recipe = RECIPES[name]
         row = Row(recipe.title, recipe.backend)
         if absent := missing(recipe.needs):
             rows.append(replace(row, outcome=Outcome(0.0, failure=absent)))
@@ -138,12 +142,13 @@ def _ours(setup: Setup, name: str, recipe: Recipe, cache: Path) -> list[Row]:
 
 def _peer(setup: Setup, name: str, graph: Path, notes: list[str]) -> Outcome:
     folder = setup.work / name
-    done = run(Job(name, str(folder), str(graph), str(setup.frames), setup.count))
+    done = run(Job(name, str(folder), str(graph), str(setup.frames), setup.count, setup.limit_gb))
     if done.failure and (cut := cut_decision(graph.read_bytes())) is not None:
         notes.append(f"the whole graph: {done.failure}; here: the graph up to the scores")
         (setup.work / "cut.onnx").write_bytes(cut)
         folder.rename(setup.work / f"{name}-whole")
-        done = run(Job(name, str(folder), str(setup.work / "cut.onnx"), str(setup.frames), setup.count))
+        cut_graph = str(setup.work / "cut.onnx")
+        done = run(Job(name, str(folder), cut_graph, str(setup.frames), setup.count, setup.limit_gb))
     return done
 
 
@@ -218,34 +223,40 @@ def compare(
     say(f"race: {rounds} rounds ...")
     frames = np.load(setup.frames)
     times = race(engines, [frame[None] for frame in frames[pick(len(frames), LOOK)]], rounds=rounds)
-    documents = _documents(rows, engines, accuracy, times, names)
+    found = documents(rows, engines, accuracy, times, names)
     return {
         "schema": "edgeseg.peers/1",
         "model": setup.spec.name,
         "calibration": {"split": split, "frames": setup.count},
         "evaluation": {"split": eval_split, "frames": len(chosen)},
         "rounds": rounds,
-        "rows": documents,
+        "rows": found,
     }
 
 
-def _documents(
+def documents(
     rows: list[Row],
     engines: list[Engine],
     accuracy: Mapping[str, Accuracy],
     times: Mapping[str, list[int]],
     names: tuple[str, ...],
 ) -> list[dict[str, Any]]:
+    """The rows as plain JSON. `engines`: of those rows that have one, in order, by whose names accuracy and times go.
+
+    An engine that did not race has no latency.
+    """
     miou = {name: scores(found.matrix, names).miou for name, found in accuracy.items()}
     plain = [engine.name for engine in engines if engine.precision == "fp32"]
     yardstick = min(plain, key=lambda name: statistics.median(times[name]))
-    documents, left = [], iter(engines)
+    found, left = [], iter(engines)
     for row in rows:
         outcome = row.outcome
         document: dict[str, Any] = {
             "recipe": row.title,
             "runtime": row.runtime,
             "seconds": outcome.seconds if outcome else None,
+            "run_s": outcome.said.get("run_s") if outcome else None,
+            "chosen": outcome.said.get("chosen") if outcome else None,
             "peak_rss_mb": outcome.peak_rss_mb if outcome else None,
             "failure": outcome.failure if outcome else "",
             "notes": row.notes,
@@ -253,18 +264,25 @@ def _documents(
         }
         if row.engine is not None:
             name = next(left).name
-            fast = times[name], times[yardstick]
-            enough = len(fast[0]) >= samples_needed(0.5)
             document |= {
+                "engine": row.engine.name,
                 "precision": row.engine.precision,
                 "settings": dict(row.engine.settings),
                 "bytes": sum(map(len, row.engine.files.values())),
                 "miou": miou[name],
                 "drop": miou[plain[0]] - miou[name],
                 "agreement": accuracy[name].agreement.overall,
-                "latency_ms": summarize(times[name]).to_json(),
-                "speed": ratio_interval(fast[1], fast[0])._asdict() if enough else None,
-                "samples_ns": times[name],
             }
-        documents.append(document)
-    return documents
+            if name in times:
+                document |= {
+                    "latency_ms": summarize(times[name]).to_json(),
+                    "speed": speed(times[yardstick], times[name]),
+                    "samples_ns": times[name],
+                }
+        found.append(document)
+    return found
+
+
+def speed(slow: Sequence[int], fast: Sequence[int]) -> dict[str, float] | None:
+    """How many times as fast the second of two engines is that raced, with its interval; None with too few rounds."""
+    return ratio_interval(slow, fast)._asdict() if len(fast) >= samples_needed(0.5) else None

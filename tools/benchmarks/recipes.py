@@ -37,6 +37,9 @@ class Job:
     count: int = 0  # how many of them
     limit_gb: float | None = None  # of address space
     build: dict[str, Any] = field(default_factory=dict)  # for ours: the arguments of edgeseg.pipeline.build
+    indices: tuple[
+        int, ...
+    ] = ()  # for ours: the calibration frames in their split, in order, where not the build's own
 
 
 @dataclass(frozen=True, slots=True)
@@ -99,8 +102,44 @@ def _edgeseg_calibrate(job: Job) -> dict[str, Any]:
     return {"frames": table.frames}
 
 
-def _ort(method: str, **options: Any) -> Callable[[Job], dict[str, Any]]:
-    """quantize_static as its documentation advises for x86 with VNNI: pre-processed, U8S8, per channel."""
+def _edgeseg_int8(runtime: str) -> Callable[[Job], dict[str, Any]]:
+    """From frames to the INT8 file, with the defaults of a build and nothing of what a build measures.
+
+    Unlike the peers, it reads the frames from the data set, as a build does: decoding and resizing are in its time.
+    """
+
+    def run(job: Job) -> dict[str, Any]:
+        from edgeseg import backends
+        from edgeseg.console import Console
+        from edgeseg.data import load_dataset, read
+        from edgeseg.pipeline.calibrate import recipe_named
+        from edgeseg.pipeline.frames import Effort
+        from edgeseg.pipeline.network import dialect_for
+        from edgeseg.pipeline.prepare import ready
+        from edgeseg.spec import spec_for
+        from edgeseg.types import OnnxModel
+
+        told, console, dialect = job.build, Console(), dialect_for(runtime)
+        spec = spec_for(Path(told["model"]), Path(told["spec"]) if told["spec"] else None)
+        split = load_dataset(Path(told["data"])).split(told["split"])
+        reading = read(split, job.indices[: job.count], color=spec.input.frame, labels=False)
+        fp32 = OnnxModel(Path(job.graph).read_bytes(), spec)
+        # Nothing was cached: the cache is this process's own.
+        done = ready(fp32, reading, recipe_named("mse"), (dialect,), Effort(), use_cache=True, console=console)
+        int8 = done.network.int8(dialect)
+        files = {"graph.onnx": int8.graph} if runtime == "tensorrt" else backends.get(runtime).convert(int8.graph)
+        for name, content in files.items():
+            (Path(job.folder) / name).write_bytes(content)
+        return {"frames": len(reading), "steps": console.seconds, "done": done.row}
+
+    return run
+
+
+def _ort(method: str, *, symmetric: bool = False, **options: Any) -> Callable[[Job], dict[str, Any]]:
+    """quantize_static as its documentation advises for x86 with VNNI: pre-processed, U8S8, per channel.
+
+    `symmetric`: what TensorRT takes instead, S8S8 with all zero points 0 and biases left in float.
+    """
 
     def run(job: Job) -> dict[str, Any]:
         quantization = importlib.import_module("onnxruntime.quantization")
@@ -120,9 +159,10 @@ def _ort(method: str, **options: Any) -> Callable[[Job], dict[str, Any]]:
             Reader(),
             quant_format=quantization.QuantFormat.QDQ,
             per_channel=True,
-            activation_type=quantization.QuantType.QUInt8,
+            activation_type=quantization.QuantType.QInt8 if symmetric else quantization.QuantType.QUInt8,
             weight_type=quantization.QuantType.QInt8,
             calibrate_method=getattr(quantization.CalibrationMethod, method),
+            extra_options={"ActivationSymmetric": True, "QuantizeBias": False} if symmetric else {},
             **options,
         )
         return {}
@@ -155,7 +195,25 @@ def _nncf_openvino(preset: str) -> Callable[[Job], dict[str, Any]]:
     return run
 
 
-_ONNX, _OV = "onnxruntime", "openvino"
+def _modelopt(method: str) -> Callable[[Job], dict[str, Any]]:
+    """nvidia-modelopt's ONNX quantizer as its guide shows it. It takes its calibration frames as one array."""
+
+    def run(job: Job) -> dict[str, Any]:
+        quantization = importlib.import_module("modelopt.onnx.quantization")
+        quantization.quantize(
+            job.graph,
+            quantize_mode="int8",
+            calibration_data={FRAME: np.load(job.frames)[: job.count]},
+            calibration_method=method,
+            calibration_eps=["cpu"],
+            output_path=str(Path(job.folder) / "graph.onnx"),
+        )
+        return {}
+
+    return run
+
+
+_ONNX, _OV, _TRT = "onnxruntime", "openvino", "tensorrt"
 RECIPES: dict[str, Recipe] = {
     "edgeseg-onnxruntime": Recipe("edgeseg", _ONNX, ("onnxruntime",), _edgeseg, ours=True),
     "edgeseg-openvino": Recipe("edgeseg", _OV, ("openvino",), _edgeseg, ours=True),
@@ -169,7 +227,26 @@ RECIPES: dict[str, Recipe] = {
     "nncf-openvino": Recipe("NNCF, performance", _OV, ("nncf", "openvino"), _nncf_openvino("performance")),
     "nncf-openvino-mixed": Recipe("NNCF, mixed", _OV, ("nncf", "openvino"), _nncf_openvino("mixed")),
 }
+# Graphs that TensorRT takes. Without a GPU they are known by running their nodes as they are written.
+TENSORRT: dict[str, Recipe] = {
+    "edgeseg-tensorrt": Recipe("edgeseg", _TRT, ("onnxruntime",), _edgeseg_int8(_TRT), ours=True),
+    "ort-symmetric-minmax": Recipe("quantize_static, min-max", _TRT, ("onnxruntime",), _ort("MinMax", symmetric=True)),
+    "ort-symmetric-entropy": Recipe(
+        "quantize_static, entropy", _TRT, ("onnxruntime",), _ort("Entropy", symmetric=True)
+    ),
+    "ort-symmetric-percentile": Recipe(
+        "quantize_static, percentile", _TRT, ("onnxruntime",), _ort("Percentile", symmetric=True)
+    ),
+    "modelopt-entropy": Recipe("nvidia-modelopt, entropy", _TRT, ("modelopt",), _modelopt("entropy")),
+    "modelopt-max": Recipe("nvidia-modelopt, max", _TRT, ("modelopt",), _modelopt("max")),
+}
+# Ours from frames to the file, as the peers' are, to count time and memory alone.
+INT8: dict[str, Recipe] = {
+    f"edgeseg-int8-{runtime}": Recipe("edgeseg", runtime, (runtime,), _edgeseg_int8(runtime), ours=True)
+    for runtime in (_ONNX, _OV)
+}
 CALIBRATION = Recipe("edgeseg", _ONNX, ("onnxruntime",), _edgeseg_calibrate, ours=True)
+EVERY = {**RECIPES, **TENSORRT, **INT8, "edgeseg-calibrate": CALIBRATION}
 
 
 def main(folder: Path) -> None:
@@ -177,9 +254,13 @@ def main(folder: Path) -> None:
     if job.limit_gb is not None:
         resource = importlib.import_module("resource")
         resource.setrlimit(resource.RLIMIT_AS, (int(job.limit_gb * 1e9),) * 2)
-    recipe = CALIBRATION if job.recipe == "edgeseg-calibrate" else RECIPES[job.recipe]
+    recipe = EVERY[job.recipe]
+    for name in recipe.needs:
+        importlib.import_module(name)
+    start = time.perf_counter()
     said = recipe.run(job)
-    done = {"job": asdict(job), "peak_rss_mb": peak_rss_mb(), **said}
+    run_s = time.perf_counter() - start
+    done = {"job": asdict(job), "peak_rss_mb": peak_rss_mb(), "run_s": run_s, **said}
     (folder / "result.json").write_text(json.dumps(done), encoding="utf-8")
 
 
