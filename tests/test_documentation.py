@@ -38,7 +38,7 @@ def test_python_blocks_run(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> N
 
 def test_toml_blocks_are_valid(tmp_path: Path) -> None:
     cv2 = pytest.importorskip("cv2")
-    spec, dataset = blocks("toml")
+    spec, dataset, labels = blocks("toml")
     (tmp_path / "model.toml").write_text(spec, encoding="utf-8")
     assert read_spec(tmp_path / "model.toml").input.size == (360, 480)
     for split in ("train", "val"):
@@ -47,6 +47,12 @@ def test_toml_blocks_are_valid(tmp_path: Path) -> None:
             cv2.imwrite(str(tmp_path / split / kind / "a.png"), np.zeros(shape, np.uint8))
     (tmp_path / "dataset.toml").write_text(dataset, encoding="utf-8")
     assert set(load_dataset(tmp_path / "dataset.toml").splits) == {"train", "val"}
+    splits = dataset[dataset.index("[splits") :]
+    known = f'name = "known"\nclasses = ["road", "car", "tree"]\nignore_index = 255\n{labels}\n{splits}'
+    (tmp_path / "known.toml").write_text(known, encoding="utf-8")
+    found = load_dataset(tmp_path / "known.toml")
+    rule = found.split("val").rule
+    assert [rule.table[value] for value in (7, 26, 29, 9)] == [0, 1, 1, 255]  # road, car, caravan, parking
 
 
 def commands() -> list[str]:
