@@ -19,7 +19,7 @@ HEAVY = {"torch", "onnx", "cv2", "onnxruntime", "openvino", "onnxslim", "onnxscr
 TORCH_ONLY = (
     "edgeseg.intake.torch_files",
     "edgeseg.intake.weights",
-    "edgeseg.zoo.u_net",
+    "edgeseg.zoo.",
     "edgeseg.rewrite",
     "edgeseg.distill",
     "edgeseg.pipeline.rewriting",

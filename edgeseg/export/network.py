@@ -16,6 +16,7 @@ from edgeseg.errors import ModelError
 from edgeseg.export import graph as g
 from edgeseg.export.foreign import settle
 from edgeseg.export.graph import opset_of
+from edgeseg.export.operators import symbolics, translations
 from edgeseg.export.opset import DEFAULT, lowered
 from edgeseg.export.outputs import pick
 from edgeseg.export.simplify import simplified
@@ -214,7 +215,12 @@ def captured(
             module, (image,), strict=False, dynamic_shapes=({0: free, 2: free, 3: free},) if dynamic else None
         )
     written = torch.onnx.export(
-        program, dynamo=True, verbose=False, optimize=True, opset_version=max(opset or NATIVE, NATIVE)
+        program,
+        dynamo=True,
+        verbose=False,
+        optimize=True,
+        opset_version=max(opset or NATIVE, NATIVE),
+        custom_translation_table=translations(dynamic),
     )
     assert written is not None
     return written.model_proto, written.exported_program
@@ -230,7 +236,7 @@ def traced(module: torch.nn.Module, sample: Any, *, opset: int | None, dynamic: 
         isinstance(part, torch.jit.ScriptModule) for part in module.children()
     ):
         module = torch.jit.trace(module, image)  # type: ignore[no-untyped-call]
-    with torch.no_grad(), contextlib.redirect_stdout(io.StringIO()):  # it prints its graph when it fails
+    with torch.no_grad(), symbolics(), contextlib.redirect_stdout(io.StringIO()):  # it prints its graph when it fails
         torch.onnx.export(
             module,
             (image,),

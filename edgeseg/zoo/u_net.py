@@ -1,8 +1,8 @@
-"""A compact U-Net, the reference network of the examples and the tests.
+"""U-Nets: a compact one, the reference network of the examples and the tests, and the one of the paper.
 
-Ronneberger, Fischer and Brox, "U-Net: Convolutional Networks for Biomedical Image Segmentation", MICCAI 2015, with
-padding in the convolutions and batch norm after each (Ioffe and Szegedy, 2015), so that sizes are kept and the norm
-folds into the convolution.
+Ronneberger, Fischer and Brox, "U-Net: Convolutional Networks for Biomedical Image Segmentation", MICCAI 2015. The
+compact one pads its convolutions and has batch norm after each (Ioffe and Szegedy, 2015), so that sizes are kept and
+the norm folds into the convolution.
 """
 
 from __future__ import annotations
@@ -13,6 +13,9 @@ from typing import Literal, cast, get_args
 import torch
 from torch import Tensor, nn
 from torch.nn import functional
+
+from edgeseg.zoo.blocks import check
+from edgeseg.zoo.patch import mirrored
 
 Upsample = Literal["nearest", "bilinear", "transposed"]
 
@@ -84,3 +87,80 @@ def unet(classes: int = 11, widths: Sequence[int] = (16, 24, 32, 64, 112), upsam
     if upsample not in get_args(Upsample):
         raise ValueError(f"upsample must be one of {', '.join(get_args(Upsample))}, but it is {upsample!r}")
     return UNet(classes, tuple(widths), upsample)
+
+
+class PaperUNet(nn.Module):
+    """Images float32 (N, 3, H, W) to logits (N, classes, H, W). See unet_paper."""
+
+    def __init__(self, classes: int, width: int, depth: int, padded: bool) -> None:
+        super().__init__()
+        widths, padding = [width << level for level in range(depth + 1)], int(padded)
+        self.depth, self.padded = depth, padded
+        self.down = nn.ModuleList(
+            _two(before, after, padding) for before, after in zip((3, *widths), widths, strict=False)
+        )
+        self.enlarge = nn.ModuleList(nn.ConvTranspose2d(2 * to, to, 2, stride=2) for to in widths[-2::-1])
+        self.up = nn.ModuleList(_two(2 * to, to, padding) for to in widths[-2::-1])
+        self.head = nn.Conv2d(width, classes, 1)
+
+    def forward(self, x: Tensor) -> Tensor:
+        height, width = x.shape[-2:]
+        before, (down, right) = margins((height, width), self.depth, self.padded)
+        if self.padded:
+            x = functional.pad(x, (0, right, 0, down)) if down or right else x
+        else:
+            x = mirrored(x, before, max(down, right))[..., : before + height + down, : before + width + right]
+        skips = []
+        for level, pair in enumerate(self.down):
+            x = pair(functional.max_pool2d(x, 2) if level else x)
+            skips.append(x)
+        skips.pop()
+        for enlarge, pair in zip(self.enlarge, self.up, strict=True):
+            x, skip = enlarge(x), skips.pop()
+            top, left = (skip.shape[axis] - x.shape[axis] for axis in (2, 3))
+            if top or left:
+                skip = skip[..., top // 2 : top // 2 + x.shape[2], left // 2 : left // 2 + x.shape[3]]
+            x = pair(torch.cat([skip, x], dim=1))
+        scores = cast(Tensor, self.head(x))
+        return scores if scores.shape[-2:] == (height, width) else scores[..., :height, :width]
+
+
+def _two(inputs: int, outputs: int, padding: int) -> nn.Sequential:
+    return nn.Sequential(
+        nn.Conv2d(inputs, outputs, 3, padding=padding),
+        nn.ReLU(),
+        nn.Conv2d(outputs, outputs, 3, padding=padding),
+        nn.ReLU(),
+    )
+
+
+def margins(size: tuple[int, int], depth: int, padded: bool) -> tuple[int, tuple[int, int]]:
+    """Rows and columns to add to an image: on the first side, and on the other, at least so many that all maps that
+    are pooled are of even size, and that the scores are no smaller than the image."""
+    step = 1 << depth
+    if padded:
+        return 0, (-size[0] % step, -size[1] % step)
+    lost = 12 * step - 8  # by unpadded convolutions, on both sides together: 184 for a depth of 4
+    first = lost // 2
+    fits = (lost + 4) % step  # a size is 188 + 16 n for a depth of 4
+    whole = [length + lost for length in size]
+    down, right = (first + (fits - length) % step for length in whole)
+    return first, (down, right)
+
+
+def unet_paper(
+    classes: int = 2, width: int = 64, depth: int = 4, skips: Literal["cropped", "padded"] = "cropped"
+) -> nn.Module:
+    """The U-Net of the paper: 23 convolutions, none of them padded, no batch norm, transposed convolutions of 2 x 2.
+
+    Ronneberger, Fischer and Brox, MICCAI 2015. Takes float32 (N, 3, H, W), returns logits (N, classes, H, W). One class
+    means one channel: foreground or not. `width`: channels of the first level, 64 in the paper. `depth`: poolings, 4
+    in the paper. `skips`: "cropped" as in the paper, where maps shrink by what convolutions do not pad: the image is
+    mirrored at its borders first, so that there are scores for all of it. "padded": convolutions pad, and images whose
+    sizes are no multiples of 2 ** depth get zeros at the bottom and the right. 31.0 million parameters. Raises
+    ValueError for other `skips`, and for a depth below 1.
+    """
+    check(classes, width, skips=(skips, ("cropped", "padded")))
+    if depth < 1:
+        raise ValueError(f"depth must be at least 1, but it is {depth}")
+    return PaperUNet(classes, width, depth, skips == "padded")

@@ -21,10 +21,10 @@ def opened(network: Network, size: Pair, target: Target) -> tuple[Network, list[
 
 
 def finished(network: Network, size: Pair, target: Target) -> tuple[Network, list[Change]]:
-    """1x1 convolutions of concatenations split; phases and fused branches, for the convolutions that stayed whole."""
+    """1x1 convolutions of concatenations split; for those that stayed whole phases, fused branches and odd kernels."""
     whole = {layer.name for layer in layers(network, size)}  # those in a chain are in it by their paths
     network, split = _taken(network, size, target, ["split"], None, FASTER)
-    network, others = _taken(network, size, target, ["phase", "interleave", "branches"], whole, FASTER)
+    network, others = _taken(network, size, target, ["phase", "interleave", "branches", "odd"], whole, FASTER)
     return network, split + others
 
 

@@ -6,7 +6,7 @@ from collections.abc import Container, Mapping
 from types import MappingProxyType
 from typing import Protocol
 
-from edgeseg.rewrite.exact import branches, dead, fold_norm, linear, phase, pointwise, transposed
+from edgeseg.rewrite.exact import branches, dead, fold_norm, linear, odd, phase, pointwise, transposed
 from edgeseg.rewrite.exact.change import Change
 from edgeseg.rewrite.network import Network
 from edgeseg.rewrite.values import Pair
@@ -30,6 +30,7 @@ OFFERED: Mapping[str, Apply] = MappingProxyType(
         "transposed": transposed.apply,
         "branches": branches.apply,
         "split": pointwise.split,
+        "odd": odd.apply,
     }
 )
 
