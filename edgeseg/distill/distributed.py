@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import functools
+import itertools
 import os
 from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
@@ -32,6 +34,18 @@ def started() -> tuple[int, int]:
     return (int(os.environ.get("RANK", "0")), world) if world > 1 else (0, 1)
 
 
+_joinings = itertools.count()  # the same in all processes: each joins as often as the others
+
+
+@functools.cache
+def _store() -> Any:
+    """Where the processes find each other, by MASTER_ADDR and MASTER_PORT; one for as long as the process lives."""
+    from torch.distributed.rendezvous import rendezvous  # absent where torch was built without torch.distributed
+
+    store, _, _ = next(rendezvous("env://"))
+    return store
+
+
 @contextmanager
 def joined(device: torch.device | None = None) -> Iterator[Ranks]:
     """The process's place by the environment that torchrun sets (RANK, WORLD_SIZE, LOCAL_RANK); alone without it.
@@ -46,7 +60,10 @@ def joined(device: torch.device | None = None) -> Iterator[Ranks]:
     if dist.is_available() and not dist.is_initialized() and int(os.environ.get("WORLD_SIZE", "1")) > 1:
         if device.type == "cuda":
             torch.cuda.set_device(device)
-        dist.init_process_group("nccl" if device.type == "cuda" else "gloo")
+        # Under names of its own each time: what an earlier group left there would be taken for this one's.
+        store = dist.PrefixStore(f"edgeseg/{next(_joinings)}", _store())  # type: ignore[attr-defined]
+        backend = "nccl" if device.type == "cuda" else "gloo"
+        dist.init_process_group(backend, store=store, rank=int(os.environ["RANK"]), world_size=started()[1])
         ours = True
     if not (dist.is_available() and dist.is_initialized()):
         yield Ranks(0, 1, device)

@@ -7,11 +7,8 @@ from __future__ import annotations
 
 import copy
 import math
-import signal
-import threading
 import time
-from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager
+from collections.abc import Callable, Sequence
 from pathlib import Path
 
 import numpy as np
@@ -22,6 +19,7 @@ from edgeseg.distill import checkpoint as files
 from edgeseg.distill import norm as norms
 from edgeseg.distill.distributed import Ranks, agree, average, from_first, joined
 from edgeseg.distill.frames import Prepare, augment, check, order, stack
+from edgeseg.distill.interrupt import interruptible
 from edgeseg.distill.objective import Objective, at_once
 from edgeseg.distill.optimizer import adamw, follow, moments, rate, remember, set_rate, trained
 from edgeseg.distill.score import Judge
@@ -59,7 +57,7 @@ def distill(
     """
     check(frames, held_out, labels)
     started = now()
-    with joined(device) as ranks, _interruptible() as interrupted:
+    with joined(device) as ranks, interruptible() as interrupted:
         run = _Run(teacher, student, frames, labels, held_out, options, prepare, ranks, checkpoint, started)
         return run.go(interrupted, on_progress if ranks.first else None)
 
@@ -306,23 +304,3 @@ class _Run:
 def _still(network: nn.Module) -> nn.Module:
     """In eval mode and without gradients."""
     return network.eval().requires_grad_(False)
-
-
-@contextmanager
-def _interruptible() -> Iterator[Callable[[], bool]]:
-    """Ctrl-C is remembered instead of raised, the first time; a second one is raised."""
-    pressed = threading.Event()
-    if threading.current_thread() is not threading.main_thread():
-        yield pressed.is_set
-        return
-    usual = signal.getsignal(signal.SIGINT)
-
-    def remember_it(number: int, frame: object) -> None:
-        pressed.set()
-        signal.signal(signal.SIGINT, usual if usual is not None else signal.default_int_handler)
-
-    signal.signal(signal.SIGINT, remember_it)
-    try:
-        yield pressed.is_set
-    finally:
-        signal.signal(signal.SIGINT, usual if usual is not None else signal.default_int_handler)

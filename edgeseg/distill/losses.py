@@ -59,7 +59,7 @@ def feature_distance(student: Sequence[Tensor], teacher: Sequence[Tensor], varia
 
 
 def label_loss(scores: Tensor, labels: Tensor, losses: LabelLoss, *, align_corners: bool = False) -> Tensor:
-    """Cross entropy and Dice of `losses`, each with its weight, at the labels' resolution; a scalar.
+    """Cross entropy, focal or not, and Dice of `losses`, each with its weight, at the labels' resolution; a scalar.
 
     scores: logits (N, C, h, w), brought to the labels' size bilinearly; labels int64 (N, H, W), 0 <= label < max(C, 2)
     or ignore_index. Zero, with a gradient, where all pixels are ignored. Raises BadInput for other labels, and for
@@ -79,22 +79,30 @@ def label_loss(scores: Tensor, labels: Tensor, losses: LabelLoss, *, align_corne
     target = labels.where(valid, torch.zeros_like(labels))
     total = scores.sum() * 0.0
     if losses.cross_entropy:
-        total = total + losses.cross_entropy * _cross_entropy(scores, target, valid, weights, losses.smoothing)
+        total = total + losses.cross_entropy * _cross_entropy(scores, target, valid, weights, losses)
     if losses.dice:
         total = total + losses.dice * _dice(scores, target, valid, weights)
     return total
 
 
-def _cross_entropy(scores: Tensor, target: Tensor, valid: Tensor, weights: Tensor, smoothing: float) -> Tensor:
-    """Each pixel counts by the weight of its label; the mean is over the pixels' weights."""
+def _cross_entropy(scores: Tensor, target: Tensor, valid: Tensor, weights: Tensor, losses: LabelLoss) -> Tensor:
+    """Each pixel counts by the weight of its label, whose mean over the pixels is taken out, and by how far its
+    probability is from 1, if focal."""
     weight = weights[target] * valid
+    smoothing = losses.smoothing
     if scores.shape[1] == 1:
         logit = scores[:, 0]
+        one, zero = functional.logsigmoid(logit), functional.logsigmoid(-logit)
         wanted = target.float() * (1 - smoothing) + smoothing / 2
-        pixels = -(wanted * functional.logsigmoid(logit) + (1 - wanted) * functional.logsigmoid(-logit))
+        pixels = -(wanted * one + (1 - wanted) * zero)
+        others = zero.where(target == 1, one)  # log(1 - p) of the label
     else:
         log_q = scores.log_softmax(1)
         pixels = -(1 - smoothing) * log_q.gather(1, target[:, None])[:, 0] - smoothing * log_q.mean(1)
+        others = log_q.scatter(1, target[:, None], -torch.inf).logsumexp(1) if losses.focal else pixels
+    if losses.focal:
+        # (1 - p)^gamma as exp(gamma log(1 - p)): 1 - p itself loses its digits near p = 1, and its root its gradient
+        pixels = pixels * (losses.focal * others).exp()
     return (pixels * weight).sum() / weight.sum().clamp_min(1e-12)
 
 

@@ -5,13 +5,14 @@ from __future__ import annotations
 import io
 from collections.abc import Callable, Iterable, Sequence
 from contextlib import nullcontext, redirect_stderr
+from typing import Any
 
 import torch
 from torch import Tensor, nn
 
 from edgeseg.distill.features import choose, scores_of, tapped
 from edgeseg.distill.losses import as_logits, feature_distance, kl_divergence, label_loss
-from edgeseg.distill.values import Distillation
+from edgeseg.distill.values import Distillation, LabelLoss
 
 
 class Objective:
@@ -57,6 +58,31 @@ class Objective:
         if features:
             total = total + options.feature_weight * feature_distance(features, wanted_features, self.variances)
         return total
+
+
+def supervised_loss(
+    returned: Any,
+    labels: Tensor,
+    losses: LabelLoss,
+    *,
+    output: int | str = 0,
+    auxiliary_weight: float = 0.3,
+    probabilities: bool = False,
+    align_corners: bool = False,
+) -> Tensor:
+    """`label_loss` of the scores that a network returned, and of each of its auxiliary ones times `auxiliary_weight`.
+
+    0.3 is what GoogLeNet takes (Szegedy et al. 2015). labels: int64 (N, H, W). A network that returns a tensor has no
+    auxiliary scores. Raises ModelError where there is no such output, BadInput for labels that do not fit.
+    """
+    scores, others = scores_of(returned, output)
+    parts = [(1.0, scores), *((auxiliary_weight, other) for other in others.values())]
+    total = torch.zeros((), device=scores.device)
+    for weight, part in parts:
+        if weight:
+            logits = as_logits(part, probabilities)
+            total = total + weight * label_loss(logits, labels, losses, align_corners=align_corners)
+    return total
 
 
 @torch.no_grad()

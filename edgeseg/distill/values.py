@@ -45,11 +45,12 @@ class LabelLoss:
     dice: float = 0.0
     smoothing: float = 0.0  # of labels: 1 - this for the class, the rest spread evenly over all (Szegedy et al. 2016)
     ignore_index: int | None = 255  # pixels labelled so do not count
-    class_weights: tuple[float, ...] = ()  # one a class; empty: all alike
+    class_weights: tuple[float, ...] = ()  # one a class; empty: all alike; see `edgeseg.distill.balance`
+    focal: float = 0.0  # gamma: cross entropy of a pixel times (1 - its label's probability) ** this (Lin et al. 2017)
 
     def __post_init__(self) -> None:
-        if min(self.cross_entropy, self.dice) < 0 or not 0 <= self.smoothing < 1:
-            raise BadInput(f"losses of labels want weights >= 0 and a smoothing from 0 to below 1, got {self}")
+        if min(self.cross_entropy, self.dice, self.focal) < 0 or not 0 <= self.smoothing < 1:
+            raise BadInput(f"losses of labels want weights, focal >= 0 and a smoothing from 0 to below 1, got {self}")
         if any(not weight >= 0 for weight in self.class_weights) or (
             self.class_weights and not any(self.class_weights)
         ):

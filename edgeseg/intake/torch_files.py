@@ -15,7 +15,7 @@ import torch
 from torch import nn
 
 from edgeseg.errors import ModelError, SpecError
-from edgeseg.intake.weights import find_module, find_weights, put
+from edgeseg.intake.weights import find_classes, find_module, find_weights, put
 from edgeseg.types import ModelSpec, Torch
 
 
@@ -38,7 +38,7 @@ def load_saved(path: Path, spec: ModelSpec, *, trust_pickle: bool) -> Torch:
             f"(looked for in {path.parent} and in the installed packages)"
         )
     module = _call_factory(spec, path.parent)
-    put(weights, module, file=path.name, factory=spec.factory)
+    put(weights, module, file=path.name, factory=spec.factory, classes=find_classes(content))
     return Torch(_ready(module), "state_dict")
 
 

@@ -3,15 +3,19 @@
 from __future__ import annotations
 
 import difflib
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 import torch
 from torch import nn
 
 from edgeseg.errors import ModelError
+from edgeseg.intake.names import BESIDE, HEADS, Library, libraries
 
-NESTS = ("state_dict", "model", "model_state_dict", "net", "ema", "module")  # where checkpoints keep their weights
+NESTS = (  # where checkpoints keep their weights; averaged ones, which are rarer, are taken where there are no others
+    "state_dict", "model", "model_state_dict", "net", "network", "ema", "module", "weights", "ema_state_dict",
+    "state_dict_ema", "model_ema",
+)  # fmt: skip
 ROWS = 8  # of each kind in the table of mismatches
 
 
@@ -42,14 +46,28 @@ def find_module(content: object) -> nn.Module | None:
     return None
 
 
-def put(weights: Mapping[str, Any], module: nn.Module, *, file: str, factory: str) -> None:
+def find_classes(content: object) -> tuple[str, ...]:
+    """The names of the classes that a checkpoint of MMSegmentation says it knows, in order; () if it says nothing."""
+    meta = content.get("meta") if isinstance(content, Mapping) else None
+    for holder in (meta, meta.get("dataset_meta") if isinstance(meta, Mapping) else None):
+        for key in ("classes", "CLASSES"):
+            names = holder.get(key) if isinstance(holder, Mapping) else None
+            if isinstance(names, list | tuple) and names and all(isinstance(name, str) for name in names):
+                return tuple(names)
+    return ()
+
+
+def put(weights: Mapping[str, Any], module: nn.Module, *, file: str, factory: str, classes: Sequence[str] = ()) -> None:
     """Load `weights` into `module`, strictly: each name, each shape. Only BatchNorm's counters may be missing.
 
     Wrappers' prefixes ("module." of DataParallel, "_orig_mod." of torch.compile, the attribute that a training
-    framework keeps the network in) are taken off. Raises ModelError with a table of what does not fit.
+    framework keeps the network in) are taken off, other libraries' names translated (see `edgeseg.intake.names`). Left
+    out is what inference does not need: heads and losses of training that the network does not have. Raises ModelError
+    with a table of what does not fit. `classes`: their names, if the file says them, for that message.
     """
     wanted = module.state_dict()
-    given = _unwrap(weights, wanted)
+    given, library = _fitting(weights, wanted)
+    given = {name: value for name, value in given.items() if name in wanted or not name.startswith(HEADS)}
     missing = [name for name in wanted if name not in given and not _uncounted(name)]
     unexpected = [name for name in given if name not in wanted and not _uncounted(name)]
     reshaped = [name for name in wanted if name in given and _shape(wanted[name]) != _shape(given[name])]
@@ -58,24 +76,52 @@ def put(weights: Mapping[str, Any], module: nn.Module, *, file: str, factory: st
             f"the weights in {file} are not those of {factory} "
             f"({len(missing)} missing, {len(unexpected)} unexpected, {len(reshaped)} of another shape):\n"
             + "\n".join(_table(missing, unexpected, reshaped, wanted, given))
+            + "".join(f"\n{line}" for line in _advice(missing, reshaped, wanted, given, library, classes))
             + "\nIs it the right factory, with the right factory_args?"
         )
     module.load_state_dict({name: given[name] for name in wanted if name in given}, strict=False)
 
 
-def _unwrap(weights: Mapping[str, Any], wanted: Mapping[str, Any]) -> dict[str, Any]:
-    """The weights by the names that fit best: as they are, or with one or more common first parts taken off."""
+def _fitting(weights: Mapping[str, Any], wanted: Mapping[str, Any]) -> tuple[dict[str, Any], Library | None]:
+    """The weights by the names that fit best: as they are, with one or more common first parts taken off, or
+    translated from those of a library, which is then given too."""
     given = {name.replace("_orig_mod.", ""): value for name, value in weights.items()}
-    best, most = given, len(given.keys() & wanted.keys())
+    given = {name: value for name, value in given.items() if name in wanted or not BESIDE.search(name)}
+    best, most, of = given, len(given.keys() & wanted.keys()), None
+    spoken = libraries(given)
     while given:
+        for library in (None, *spoken):
+            named = {library.translated(name): value for name, value in given.items()} if library else given
+            fitting = len(named.keys() & wanted.keys())
+            if fitting > most and len(named) == len(given):
+                best, most, of = named, fitting, library
         first = next(iter(given)).partition(".")[0] + "."
         if not all(name.startswith(first) and len(name) > len(first) for name in given):
             break
         given = {name[len(first) :]: value for name, value in given.items()}
-        fitting = len(given.keys() & wanted.keys())
-        if fitting > most:
-            best, most = given, fitting
-    return best
+    return best, of
+
+
+def _advice(
+    missing: Sequence[str], reshaped: Sequence[str], wanted: Mapping[str, Any], given: Mapping[str, Any],
+    library: Library | None, classes: Sequence[str],
+) -> list[str]:  # fmt: skip
+    """What is likely wrong, in lines."""
+    lines = []
+    for spoken in [library] if library is not None else libraries(given):
+        lines.append(f"The names are like {spoken.name}'s. Networks for them: {spoken.factories}.")
+    if library is not None:
+        lines.append("They were translated; above they stand as translated.")
+    if missing and all(name.startswith(HEADS) for name in missing):
+        lines.append("It was saved without its auxiliary head: auxiliary = false in [factory_args].")
+    shapes = [(_shape(wanted[name]) or (0,), _shape(given[name]) or (0,)) for name in reshaped]
+    counts = {theirs[0] for _, theirs in shapes}
+    # layers that differ in their outputs alone, and all in one way, are those that give scores
+    if len(counts) == 1 and all(ours[1:] == theirs[1:] for ours, theirs in shapes):
+        named = f" ({', '.join(classes[:3])}, …)" if classes else ""
+        count = counts.pop()
+        lines.append(f"The file has {count} classes{named}: classes = {count} in [factory_args].")
+    return lines
 
 
 def _uncounted(name: str) -> bool:
