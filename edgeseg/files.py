@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import secrets
+from contextlib import suppress
 from pathlib import Path
 
 from edgeseg.errors import BadInput
@@ -23,12 +24,17 @@ def require_writable(path: Path) -> None:
 
 
 def write_whole(path: Path, data: bytes) -> Path:
-    """Write a file in one step: what stood there stays until the new one is whole. Raises BadInput."""
+    """Write a file in one step: what stood there stays until the new one is whole and on the disk. Raises BadInput."""
     require_writable(path)
     temporary = path.with_name(f".{path.name}.{secrets.token_hex(6)}.tmp")
     try:
-        temporary.write_bytes(data)
+        with temporary.open("xb") as file:
+            file.write(data)
+            file.flush()
+            # Before the new name: else a power cut may leave the name with nothing behind it.
+            os.fsync(file.fileno())
         temporary.replace(path)
+        _sync_folder(path.parent)
     except OSError as error:
         raise BadInput(f"{path} cannot be written: {error}. Free some space or choose another place.") from error
     finally:
@@ -36,3 +42,15 @@ def write_whole(path: Path, data: bytes) -> Path:
         if temporary.exists() and os.access(temporary.parent, os.W_OK):
             temporary.unlink(missing_ok=True)
     return path
+
+
+def _sync_folder(folder: Path) -> None:
+    """Make the names in a folder last, where the system can (Windows cannot, nor some network file systems)."""
+    if not hasattr(os, "O_DIRECTORY"):
+        return
+    with suppress(OSError):  # the file is whole either way: at worst a power cut brings back the old one
+        handle = os.open(folder, os.O_RDONLY | os.O_DIRECTORY)
+        try:
+            os.fsync(handle)
+        finally:
+            os.close(handle)

@@ -28,6 +28,7 @@ COMMANDS = (
     "bench",
     "stream",
     "profile",
+    "compare",
     "report",
     "history",
     "export",
@@ -228,6 +229,21 @@ def test_bench_of_several_bundles_with_frames(built: Path, street: Path, tmp_pat
     one, two = loaded(path)
     assert one["samples"] == two["samples"]
     assert one["frame_size"] == [60, 80]  # of the data set, not of the network
+
+
+def test_bench_writes_a_file_for_each_bundle(built: Path, tmp_path: Path) -> None:
+    """As `edgeseg compare` takes them: of one run, in which the bundles took turns."""
+    paths = [tmp_path / "base.json", tmp_path / "new.json"]
+    result = run("bench", built, built, "--seconds", "0.1", "--json", paths[0], "--json", paths[1])
+    assert result.exit_code == 0, result.output
+    base, new = map(loaded, paths)
+    assert base["run"] == new["run"]
+    assert base["samples_ms"] != new["samples_ms"]
+    result = run("bench", built, "--seconds", "0.1", "--json", paths[0], "--json", paths[1])
+    assert result.exit_code == 2
+    assert "2 files for 1 bundles" in result.stderr
+    result = run("bench", built, built, "--json", paths[0], "--json", paths[0])
+    assert result.exit_code == 2
 
 
 def test_profile(built: Path, street: Path, tmp_path: Path) -> None:

@@ -93,7 +93,7 @@ def eval_document(names: tuple[str, ...] = ("road", NASTY, "absent")) -> dict[st
         "frequency": dict.fromkeys(names, 1 / 3),
         "frames": 3,
         "skipped": [],
-        "machine": {"cpu": NASTY, "isa": ["avx2"], "cores_usable": 2.0, "memory_mb": None},
+        "machine": {"cpu": NASTY, "architecture": "x", "isa": ["avx2"], "cores_usable": 2.0, "memory_mb": None},
         "versions": {"numpy": "2"},
     }
 
@@ -102,13 +102,20 @@ def bench_document() -> dict[str, Any]:
     return {
         "schema": "edgeseg.bench/1",
         "bundle": NASTY,
+        "path": NASTY,
+        "graph": "0",
         "variant": "v",
+        "backend": NASTY,
+        "precision": "int8",
+        "settings": {NASTY: NASTY},
+        "frame_size": [48, 64],
+        "samples": 20,
         "latency_ms": LATENCY,
         "end_to_end_ms": LATENCY,
         "cold_ms": {"open": 12.3, "first_frame": 4.56},
         "fps": 500.0,
-        "machine": {"cpu": None},
-        "versions": {},
+        "machine": {"cpu": None, "architecture": "x", "isa": [], "cores_usable": None, "memory_mb": None},
+        "versions": {"numpy": "2"},
     }
 
 

@@ -46,7 +46,7 @@ def document(
         "data": {"name": NASTY, "split": NASTY, "digest": "0"},
         **parts(counts(24, len(names), none=none), split, names),
         "skipped": [],
-        "machine": {"cpu": NASTY, "isa": ["avx2"], "cores_usable": 2.0, "memory_mb": None},
+        "machine": {"cpu": NASTY, "architecture": "x", "isa": ["avx2"], "cores_usable": 2.0, "memory_mb": None},
         "versions": {"numpy": "2"},
     }
     found["notes"] = notes(found, ["absent"], [])
@@ -106,7 +106,18 @@ def test_many_classes_have_no_picture_and_the_pairs_all_the_same() -> None:
 
 def test_older_documents_are_shown_as_before(tmp_path: Path) -> None:
     new = document(("road", "car", "absent"))
-    kept = ("bundle", "variant", "data", "miou", "dice", "pixel_accuracy", "iou", "dice_per_class", "frequency")
+    kept = (
+        "bundle",
+        "variant",
+        "precision",
+        "data",
+        "miou",
+        "dice",
+        "pixel_accuracy",
+        "iou",
+        "dice_per_class",
+        "frequency",
+    )
     old = {"schema": "edgeseg.eval/1", **{key: new[key] for key in (*kept, "frames", "skipped", "machine", "versions")}}
     text = eval_table(old)
     assert re.search(rf"mean +{100 * new['miou']:.2f} +{100 * new['dice']:.2f}", text)

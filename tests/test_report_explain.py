@@ -88,7 +88,8 @@ def document() -> dict[str, Any]:
         "gallery": [{"name": "frame 7", "agreement": 0.91, "png": picture}],
         "notes": ["time was up"],
         "says": ["98.77 % of the labels are those of the FP32 graph"],
-        "machine": {"cpu": "a cpu"},
+        "seconds": {"masks": 1.5},
+        "machine": {"cpu": "a processor", "architecture": "x", "isa": [], "cores_usable": None, "memory_mb": None},
         "versions": {"edgeseg": "1"},
     }
 

@@ -12,6 +12,7 @@ from typing import Any
 import pytest
 
 from edgeseg.errors import BadInput
+from edgeseg.measure.latency import summarize
 from edgeseg.report import svg
 from edgeseg.report.curve import curve_plot
 from edgeseg.report.html import write_report
@@ -39,6 +40,10 @@ def point(label: str, macs: int, ms: float, miou: float) -> dict[str, Any]:
     return {"label": label, "budget": macs / 1e9, "macs": macs, "ms": ms, "miou": miou}
 
 
+def latency(ms: float) -> dict[str, Any]:
+    return summarize([round(ms * 1e6)] * 80).to_json()
+
+
 def document() -> dict[str, Any]:
     return {
         "schema": "edgeseg.rewrite/1",
@@ -55,8 +60,10 @@ def document() -> dict[str, Any]:
             {"name": "up", "was": "", "rule": None, "reason": "a transposed convolution"},
         ],
         "exact": [{"rule": "fold", "layers": ["enc.1"], "says": "batch norm folded", "macs": [1000, 900]}],
-        "latency": {"backend": "openvino", "precision": "int8", "before": {"p50": 12.0}, "after": {"p50": 4.0}},
-        "accuracy": {"metric": "mIoU", "frames": 101, "before": 0.6, "after": 0.5875, "agreement": 0.97},
+        "fit": {"frames": 48, "held_out": 16, "variant": "affine"},
+        "latency": {"backend": "openvino", "precision": "int8", "before": latency(12.0), "after": latency(4.0)},
+        "accuracy": {"metric": "mIoU", "split": "val", "frames": 101, "before": 0.6, "after": 0.5875}
+        | {"unrecovered": 0.57, "agreement": 0.97},
         "recovery": {
             "minutes": 1.5,
             "seconds": 90.2,
@@ -75,7 +82,8 @@ def document() -> dict[str, Any]:
         ],
         "notes": ["captured by tracing"],
         "seconds": {"fit": 20.0, "times": 9.5},
-        "machine": {"cpu": "a processor"},
+        "peak_rss_mb": 200.5,
+        "machine": {"cpu": "a processor", "architecture": "x", "isa": [], "cores_usable": None, "memory_mb": None},
         "versions": {"torch": "2"},
     }
 
@@ -243,5 +251,5 @@ def test_the_page(tmp_path: Path) -> None:
     damaged = deepcopy(written)
     del damaged["macs"]
     (tmp_path / "d.json").write_text(json.dumps(damaged), encoding="utf-8")
-    with pytest.raises(BadInput, match="is damaged"):
+    with pytest.raises(BadInput, match=r"d\.json, macs"):
         write_report([tmp_path / "d.json"], tmp_path / "d.html")

@@ -8,6 +8,7 @@ from typing import Any
 import click
 
 from edgeseg.cli.words import ANY, MILLISECONDS, NEW_FILE, said, write_json
+from edgeseg.files import require_writable
 
 
 @click.command()
@@ -34,11 +35,17 @@ from edgeseg.cli.words import ANY, MILLISECONDS, NEW_FILE, said, write_json
 @click.option("--split", default="val", show_default=True)
 @click.option("--variant", help="One of the bundle's engines; by default the one its build chose.")
 @click.option("--threads", type=click.IntRange(0), default=0, help="0: all that this process may use.")
-@click.option("--json", "json_path", type=NEW_FILE, help="Write the document here; a list of them for several bundles.")
+@click.option(
+    "--json",
+    "json_paths",
+    type=NEW_FILE,
+    multiple=True,
+    help="Write the document here: of several bundles a list, or, given once for each, a file for each.",
+)
 @click.option("--quiet", is_flag=True)
 @said
 def bench(
-    bundles: tuple[Path, ...], data: Path | None, split: str, json_path: Path | None, quiet: bool, **options: Any
+    bundles: tuple[Path, ...], data: Path | None, split: str, json_paths: tuple[Path, ...], quiet: bool, **options: Any
 ) -> None:
     """Latency and throughput of bundles; several take turns.
 
@@ -53,7 +60,17 @@ def bench(
     from edgeseg.console import Console
     from edgeseg.report.bench import bench_table
 
+    if len(json_paths) not in (0, 1, len(bundles)) or len(set(json_paths)) < len(json_paths):
+        raise click.UsageError(
+            f"{len(json_paths)} files for {len(bundles)} bundles: give --json once, or once for each with another name"
+        )
+    for path in json_paths:
+        require_writable(path)
     frames = frames_from(data, split) if data else ()
     documents = run(bundles, frames=frames, console=Console(quiet=quiet), **options)
     click.echo(bench_table(documents))
-    write_json(documents[0] if len(documents) == 1 else documents, json_path)
+    if len(json_paths) == len(documents):
+        for document, path in zip(documents, json_paths, strict=True):
+            write_json(document, path)
+    elif json_paths:
+        write_json(documents, json_paths[0])

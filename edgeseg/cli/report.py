@@ -37,10 +37,11 @@ def report(
 
     Of the frames of --data the worst are shown where an eval document names them.
     """
+    from edgeseg.documents import is_bundle
     from edgeseg.gallery import gallery
     from edgeseg.report.exports import log_mlflow, write_csv, write_tensorboard
     from edgeseg.report.html import write_picture, write_report
-    from edgeseg.report.sources import is_bundle, sources, worst_frames
+    from edgeseg.report.sources import sources, worst_frames
 
     if picture is not None:
         click.echo(f"picture: {write_picture(documents, picture)}")

@@ -5,21 +5,21 @@ Runs are put together by bundle, engine, how they were measured, and machine: on
 
 from __future__ import annotations
 
-import json
+import re
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from datetime import datetime, timezone
 from html import escape
 from pathlib import Path
-from typing import Any
 
+from edgeseg.documents import is_bundle
 from edgeseg.errors import BadInput, EdgesegError
 from edgeseg.files import write_whole
 from edgeseg.measure.changepoints import LEAST, Change, changes
 from edgeseg.report import parts, plots, svg
 from edgeseg.report.html import page
 from edgeseg.report.metrics import Measured, less_is_better, measured
-from edgeseg.report.sources import Source, is_bundle, sources
+from edgeseg.report.sources import Source, sources
 from edgeseg.report.text import DASH, table
 
 DEFAULT = ("latency.p50", "miou")
@@ -182,11 +182,9 @@ def _is_ours(path: Path) -> bool:
     if path.suffix == ".edgeseg":
         return True
     try:
-        loaded: Any = json.loads(path.read_text(encoding="utf-8"))
-    except (OSError, ValueError):
+        return re.search(r'"schema"\s*:\s*"edgeseg\.', path.read_text(encoding="utf-8")) is not None
+    except (OSError, UnicodeDecodeError):
         return True
-    first = loaded[0] if isinstance(loaded, list) and loaded else loaded
-    return isinstance(first, dict) and str(first.get("schema", "")).startswith("edgeseg.")
 
 
 def _run(run: Measured, metric: str, source: Source) -> Run:

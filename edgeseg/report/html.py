@@ -8,12 +8,14 @@ from pathlib import Path
 from typing import Any
 
 from edgeseg.bundle import read_bundle
+from edgeseg.documents import is_bundle
 from edgeseg.errors import BadInput
 from edgeseg.files import write_whole
 from edgeseg.gallery import Gallery, references_of
 from edgeseg.report import svg
 from edgeseg.report.bench import bench_section
 from edgeseg.report.build import build_section
+from edgeseg.report.compare import compare_section
 from edgeseg.report.evaluation import eval_section
 from edgeseg.report.explain import explain_section
 from edgeseg.report.machines import machines_section, reproduce_section
@@ -21,7 +23,7 @@ from edgeseg.report.picture import comparisons, gallery_section, png, stacked
 from edgeseg.report.profile import profile_section
 from edgeseg.report.rewriting import rewrite_section
 from edgeseg.report.search import search_section
-from edgeseg.report.sources import Source, is_bundle, sources
+from edgeseg.report.sources import Source, sources
 from edgeseg.report.streams import stream_section
 from edgeseg.report.summary import summary
 
@@ -109,6 +111,7 @@ def _section(source: Source) -> str:
         "edgeseg.search/1": search_section,
         "edgeseg.explain/1": explain_section,
         "edgeseg.profile/1": profile_section,
+        "edgeseg.compare/1": compare_section,
     }
     path, schema = source.path, source.schema
     if schema not in kinds:

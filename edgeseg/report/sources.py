@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from datetime import datetime, timezone
@@ -10,6 +9,7 @@ from pathlib import Path
 from typing import Any
 
 from edgeseg.bundle import Bundle, read_bundle
+from edgeseg.documents import checked, is_bundle, read_documents
 from edgeseg.errors import BadInput
 
 
@@ -57,33 +57,13 @@ def sources(paths: Sequence[Path]) -> list[Source]:
     return [found for path in paths for found in _read(path)]
 
 
-def is_bundle(path: Path) -> bool:
-    return path.is_dir() or path.suffix == ".edgeseg"
-
-
 def _read(path: Path) -> Iterator[Source]:
     if is_bundle(path):
         bundle = read_bundle(path)
-        yield Source(path, _sound(bundle.verdict, path), bundle)
+        yield Source(path, checked(bundle.verdict, path), bundle)
         return
-    try:
-        loaded = json.loads(path.read_text(encoding="utf-8"), parse_constant=_no_number)
-    except (OSError, ValueError) as error:
-        raise BadInput(f"{path} is neither a bundle nor a JSON document of edgeseg: {error}") from error
-    for document in loaded if isinstance(loaded, list) and loaded else [loaded]:
-        yield Source(path, _sound(document, path))
-
-
-def _no_number(word: str) -> None:
-    raise ValueError(f"{word} is no number that JSON knows")
-
-
-def _sound(document: Any, path: Path) -> Mapping[str, Any]:
-    found: Mapping[str, Any] = document if isinstance(document, Mapping) else {}
-    schema = found.get("schema")
-    if not isinstance(schema, str) or not schema.startswith("edgeseg."):
-        raise BadInput(f"{path} has the schema {schema!r}: it is no document of edgeseg, nor a list of them")
-    return found
+    for document in read_documents(path):
+        yield Source(path, document)
 
 
 def worst_frames(found: Sequence[Source], split: str) -> list[str]:

@@ -24,7 +24,6 @@ say --trt no-external-tactics.
 
 from __future__ import annotations
 
-import json
 import os
 import statistics
 import tempfile
@@ -43,6 +42,7 @@ from edgeseg.backends.tensorrt import driver
 from edgeseg.backends.tensorrt.cuda import open_device
 from edgeseg.backends.tensorrt.options import option_from
 from edgeseg.data import Dataset, fit, load_dataset, read
+from edgeseg.documents import read_documents
 from edgeseg.errors import BadInput, CannotTell, MissingOnMachine
 from edgeseg.evaluation import class_names
 from edgeseg.intake import load
@@ -196,13 +196,13 @@ def joined(parts: Sequence[dict[str, Any]]) -> dict[str, Any]:
 
 
 def read_part(path: Path) -> dict[str, Any]:
-    try:
-        found = json.loads(path.read_text(encoding="utf-8"))
-    except (ValueError, OSError) as error:
-        raise BadInput(f"{path} cannot be read as JSON: {error}") from error
-    if not isinstance(found, dict):
-        raise BadInput(f"{path} holds no document of this benchmark")
-    return found
+    """One half, as it was measured. Raises BadInput, naming the file, for anything else."""
+    found = read_documents(path)
+    if len(found) != 1 or found[0]["schema"] != SCHEMA:
+        raise BadInput(f"{path} holds {', '.join(one['schema'] for one in found)}, wanted one {SCHEMA}")
+    if "parts" in found[0]:
+        raise BadInput(f"{path} is joined already; give the two halves that it was made from")
+    return dict(found[0])
 
 
 @dataclass(frozen=True)

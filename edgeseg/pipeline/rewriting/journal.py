@@ -47,7 +47,7 @@ class Journal:
     def write(self) -> None:
         if self.path is not None:
             content = {"edgeseg_times": 1, "engine": self.engine, "times": self.times}
-            write_whole(self.path, (json.dumps(content, indent=2) + "\n").encode())
+            write_whole(self.path, (json.dumps(content, indent=2, allow_nan=False) + "\n").encode())
 
 
 def place(checkpoint: Path) -> Path:
