@@ -11,6 +11,7 @@ import click
 from edgeseg import __version__
 from edgeseg.cli.bench import bench
 from edgeseg.cli.build import build
+from edgeseg.cli.compare import compare
 from edgeseg.cli.doctor import doctor
 from edgeseg.cli.evaluate import evaluate
 from edgeseg.cli.explain import explain
@@ -28,5 +29,5 @@ def main() -> None:
     """From a trained segmentation network to a measured, faster engine."""
 
 
-for _command in (build, rewrite, evaluate, bench, stream, profile, report, history, export, doctor, explain):
+for _command in (build, rewrite, evaluate, bench, stream, profile, compare, report, history, export, doctor, explain):
     main.add_command(_command)
