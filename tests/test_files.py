@@ -25,13 +25,14 @@ def test_what_stood_there_stays_when_writing_fails(tmp_path: Path, monkeypatch: 
     target = tmp_path / "a.json"
     target.write_bytes(b"old")
 
-    def full(self: Path, data: bytes) -> int:
+    def full(handle: int) -> None:
         raise OSError(28, "No space left on device")
 
-    monkeypatch.setattr(Path, "write_bytes", full)
+    monkeypatch.setattr(os, "fsync", full)
     with pytest.raises(BadInput, match="No space left"):
         write_whole(target, b"new")
     assert target.read_bytes() == b"old"
+    assert [path.name for path in tmp_path.iterdir()] == ["a.json"]
 
 
 @pytest.mark.skipif(not hasattr(os, "mkfifo"), reason="this system has no FIFOs")

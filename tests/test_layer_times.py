@@ -22,6 +22,7 @@ from edgeseg.measure.profile import profile
 from edgeseg.pipeline.rewriting import layer_times as module
 from edgeseg.pipeline.rewriting.layer_graph import after, frames_for, layer_graph
 from edgeseg.pipeline.rewriting.layer_times import Pieces, layer_times, network_times, undisturbed
+from edgeseg.quantize.edges import kind_of
 from edgeseg.rewrite.values import Conv, Fork, Shuffle, Take, macs
 from edgeseg.types import LOGITS, MASK
 from tests.backends.test_sessions import BACKENDS
@@ -90,9 +91,11 @@ def test_a_shuffle_and_a_take_move_channels() -> None:
 def test_all_of_the_layer_is_quantized(dialect: str, name: str) -> None:
     conv, pieces = CHOICES[name]
     graph = quantize.Graph(layer_graph(conv.inputs, SIZE, pieces).graph)
-    convolutions = [node.name for node in graph.nodes if node.op_type == "Conv"]
-    chosen = quantize.place(graph, quantize.DIALECTS[dialect], also=convolutions[:1]).convolutions
-    assert set(convolutions[:-1]) <= set(chosen)  # the last makes the scores
+    convolutions = [node for node in graph.nodes if node.op_type == "Conv"]
+    chosen = quantize.place(graph, quantize.DIALECTS[dialect], also=[convolutions[0].name]).convolutions
+    # The last makes the scores, and ONNX Runtime is slower in INT8 with few inputs a group.
+    slow = ("grouped narrow",) if dialect == "onnxruntime-x86" else ()
+    assert {node.name for node in convolutions[:-1] if kind_of(graph, node) not in slow} <= set(chosen)
 
 
 @pytest.mark.parametrize("backend", BACKENDS)
