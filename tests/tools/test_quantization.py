@@ -114,9 +114,9 @@ def test_a_rewrite_that_cannot_be_made_says_why(tmp_path: Path, street: dict[str
 
 def test_a_way_that_is_not_known_ends_it_before_anything_runs(tmp_path: Path, street: dict[str, Any]) -> None:
     with pytest.raises(BadInput, match=r"there is no way nccf; there are: edgeseg-onnxruntime, .*modelopt-max"):
-        bench.measure([street["model"]], words(street, only=("nccf",)), tmp_path)
+        bench.measure([street["model"]], words(street, only=("nccf",)), tmp_path, print)
     with pytest.raises(BadInput, match="comes with edgeseg-onnxruntime or edgeseg-openvino"):
-        bench.measure([street["model"]], words(street, only=("ort-minmax",)), tmp_path)
+        bench.measure([street["model"]], words(street, only=("ort-minmax",)), tmp_path, print)
 
 
 def words(street: dict[str, Any], **changed: Any) -> bench.Words:

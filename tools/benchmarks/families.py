@@ -84,8 +84,12 @@ def measure(
     only: Sequence[str],
     paper: bool,
     say: Callable[[str], object],
+    written: Callable[[dict[str, Any]], object],
 ) -> dict[str, Any]:
-    """A row for each family, and one for each file of a trained network; see the module's first lines."""
+    """A row for each family, and one for each file of a trained network; see the module's first lines.
+
+    `written` is called with the document after every row.
+    """
     torch.set_num_threads(1)
     dataset = load_dataset(data)
     unknown = [name for name in only if name not in SMALL]
@@ -102,7 +106,17 @@ def measure(
         spec = spec_for(file, None)
         spec = replace(spec, output=replace(spec.output, classes=spec.output.classes or dataset.classes))
         rows.append((spec.name, file, spec, {}))
-    found = []
+    found: list[dict[str, Any]] = []
+    document = {
+        "schema": "edgeseg.families/1",
+        "rows": found,
+        "data": dataset.name,
+        "size": list(size),
+        "share": share,
+        "rounds": rounds,
+        "frames": {"fit": samples, "judged": eval_frames},
+        "paper": paper,
+    }
     for name, path, spec, arguments in rows:
         started = time.perf_counter()
         fit = _frames(dataset, split, spec, samples)
@@ -124,16 +138,8 @@ def measure(
         row |= {"name": name, "trained": path is not None, "arguments": arguments, "failure": row.get("failure")}
         found.append(row)
         say(f"{name}: {row['failure'] or 'done'}, {time.perf_counter() - started:.0f} s")
-    return {
-        "schema": "edgeseg.families/1",
-        "rows": found,
-        "data": dataset.name,
-        "size": list(size),
-        "share": share,
-        "rounds": rounds,
-        "frames": {"fit": samples, "judged": eval_frames},
-        "paper": paper,
-    }
+        written(document)
+    return document
 
 
 def _row(

@@ -12,7 +12,7 @@ import os
 import statistics
 import subprocess
 import sys
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -70,8 +70,13 @@ class Words:
         return tuple(name for name in names if not self.only or name in self.only)
 
 
-def measure(models: Sequence[Path], words: Words, work: Path) -> dict[str, Any]:
-    """The document edgeseg.quantization/1: rows, costs and aims of each model and of its separable rewrite."""
+def measure(
+    models: Sequence[Path], words: Words, work: Path, written: Callable[[dict[str, Any]], object]
+) -> dict[str, Any]:
+    """The document edgeseg.quantization/1: rows, costs and aims of each model and of its separable rewrite.
+
+    `written` is called with it after every network: a run takes hours, and what is measured should outlive its end.
+    """
     if unknown := sorted(set(words.only) - set(WAYS) - set(COSTS)):
         raise BadInput(f"there is no way {', '.join(unknown)}; there are: {', '.join(dict.fromkeys((*WAYS, *COSTS)))}")
     if set(words.only) - set(COSTS) and not words.wanted(OURS):
@@ -79,23 +84,29 @@ def measure(models: Sequence[Path], words: Words, work: Path) -> dict[str, Any]:
     if words.eval_split == words.split:
         raise DatasetError(f"'{words.split}' is calibrated on: say another --eval-split")
     found: list[dict[str, Any]] = []
-    for at, model in enumerate(models):
-        say(f"\n{model}")
-        found.append(_attempt(model, model.stem, words, work / f"{at}"))
-        if words.macs:
-            title = f"{model.stem}, separable"
-            say(f"\n{title}")
-            try:
-                small = separable(model, words, work / f"{at}-separable.pt2")
-            except CannotTell as error:
-                found.append({"model": title, "failure": str(error)})
-                continue
-            found.append(_attempt(small, title, words, work / f"{at}-separable"))
-    return {
+    document = {
         "schema": "edgeseg.quantization/1",
         "words": {**asdict(words), "data": str(words.data)},
         "models": found,
     }
+    for at, model in enumerate(models):
+        say(f"\n{model}")
+        found.append(_attempt(model, model.stem, words, work / f"{at}"))
+        written(document)
+        if words.macs:
+            found.append(_separable(model, words, work / f"{at}-separable"))
+            written(document)
+    return document
+
+
+def _separable(model: Path, words: Words, work: Path) -> dict[str, Any]:
+    title = f"{model.stem}, separable"
+    say(f"\n{title}")
+    try:
+        small = separable(model, words, work.with_suffix(".pt2"))
+    except CannotTell as error:
+        return {"model": title, "failure": str(error)}
+    return _attempt(small, title, words, work)
 
 
 def _attempt(model: Path, title: str, words: Words, work: Path) -> dict[str, Any]:
