@@ -9,6 +9,7 @@ from typing import Any
 from edgeseg.report import plots
 from edgeseg.report.parts import bar, listed, table
 from edgeseg.report.placement import placement_tables
+from edgeseg.report.preparation import preparation_lines
 from edgeseg.report.search import search_section
 from edgeseg.report.text import number, size
 
@@ -63,6 +64,7 @@ def _facts(report: Mapping[str, Any]) -> list[str]:
             f"calibration: {calibration['frames']:d} frames of “{escape(calibration['split'])}”, recipe "
             f"{escape(calibration['recipe']['name'])}, {len(calibration['skipped'])} frames skipped"
         )
+    facts += [escape(line) for line in preparation_lines(report)]
     if evaluation := report["evaluation"]:
         facts.append(f"verdict on {evaluation['frames']:d} frames of “{escape(evaluation['split'])}”")
     return facts + [

@@ -6,6 +6,7 @@ from collections.abc import Mapping, Sequence
 from typing import Any
 
 from edgeseg.report.placement import placement_line
+from edgeseg.report.preparation import preparation_lines
 
 DASH = "–"
 QUALITY = {  # of a stream
@@ -71,6 +72,7 @@ def build_table(report: Mapping[str, Any]) -> str:
             lines += [f"    {repair}" for repair in built["repairs"]]
         if engine.get("placement"):
             lines.append("  " + placement_line(engine["name"], engine["placement"]))
+    lines += [f"  {line}" for line in preparation_lines(report)]
     lines += [f"  out: {row['name']}: {row['why']}" for row in report["rejected"]]
     missing = {r for e in engines for name, r in e["latency_ms"]["reasons"].items() if name == "p90"}
     lines += [f"  p90: {reason}" for reason in sorted(missing)]
