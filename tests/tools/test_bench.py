@@ -15,6 +15,7 @@ sys.path.insert(0, str(Path(__file__).resolve().parents[2] / "tools"))
 import benchmarks.child as child
 import benchmarks.memory as memory
 import benchmarks.peers as peers
+import benchmarks.sliding as sliding
 import benchmarks.steps as steps
 import benchmarks.stream as stream
 from benchmarks.recipes import Job
@@ -142,3 +143,13 @@ def test_the_script_runs_from_anywhere(tmp_path: Path) -> None:
     assert done.returncode == 0, done.stderr
     assert done.stdout.startswith("| step | µs |")
     assert "Command: `tools/bench steps --size 48 60 --rounds 2`" in done.stdout
+
+
+def test_windows_one_by_one_cost_more_than_all_at_once() -> None:
+    found = sliding.measure((24, 32), 3)
+    assert found["window"] == 95
+    # Each window's work is counted in full: 24 * 32 of them.
+    each = found["windows_gmac"] / (24 * 32)
+    assert 0 < each < found["image_gmac"] < found["windows_gmac"]
+    assert found["batch"] in sliding.BATCHES
+    assert found["windows_ms"] > found["image_ms"] > 0
