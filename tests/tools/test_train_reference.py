@@ -59,3 +59,31 @@ def test_positive_crops_want_a_size(tmp_path: Path) -> None:
     done = train(tmp_path / "small", "--positive", "0.5")
     assert done.returncode != 0
     assert "--crop HEIGHT WIDTH" in done.stderr
+
+
+def test_a_family_of_the_zoo_with_its_auxiliary_heads(tmp_path: Path) -> None:
+    out = tmp_path / "inception"
+    sizes = [
+        "--network",
+        "googlenet",
+        "--argument",
+        "width=4",
+        "--argument",
+        "decoder=8",
+        "--argument",
+        "auxiliary=true",
+    ]
+    done = train(out, *sizes, "--epochs", "1", "--batch", "4", "--size", "64", "64")
+    assert done.returncode == 0, done.stderr
+    spec = spec_for(out.with_suffix(".pt"), None)
+    assert spec.factory == "edgeseg.zoo:googlenet"
+    model = load(out.with_suffix(".pt"), spec)
+    assert isinstance(model, Torch)
+    assert model.module(torch.zeros(1, 3, 64, 64)).shape == (1, len(spec.output.classes), 64, 64)
+
+
+def test_arguments_that_no_factory_takes_are_said(tmp_path: Path) -> None:
+    for told, said in (("width", "wanted NAME=VALUE"), ("wide=3", "unexpected keyword"), ("width=0", "width")):
+        done = train(tmp_path / "small", "--network", "segnet", "--argument", told)
+        assert done.returncode == 1
+        assert said in done.stderr.splitlines()[-1]
