@@ -1,51 +1,37 @@
-"""Every family of edgeseg.zoo: what it costs, and what rewriting and INT8 leave of its decisions and of its time.
+"""Every family of edgeseg.zoo through `edgeseg build --int8 --rewrite all`: cost, accuracy and latency of each step.
 
-Weights are by chance (edgeseg.zoo.chance) where none were trained: then mIoU is that with the FP32 network's own
-decisions as labels, 100 % by definition, and says how much a step changes, not how good anything is. A network that was
-trained is measured against labels.
+Weights are by chance (edgeseg.zoo.chance) where none were trained: then agreement with the FP32 network's own decisions
+says how much a step changes, on scores that lie closer together than a trained network's, and nothing about accuracy. A
+network that was trained is measured against labels, too. It is trained with `tools/train_reference --network FAMILY`.
 """
 
 from __future__ import annotations
 
+import json
 import time
 from collections.abc import Callable, Sequence
-from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
-import numpy as np
 import torch
-from numpy.typing import NDArray
-from torch import Tensor, nn
 
 import edgeseg.zoo
-from calibration import calibrate, load_recipe
-from edgeseg import quantize
-from edgeseg.backends import Engine, open_engine
-from edgeseg.backends.onnxruntime import probe
-from edgeseg.data import load_dataset, pick, read
-from edgeseg.errors import BadInput, DatasetError, EdgesegError
-from edgeseg.export import fuse, to_onnx
-from edgeseg.export.outputs import pick as pick_output
+from edgeseg.console import Console
+from edgeseg.data import Dataset, load_dataset, pick, read
+from edgeseg.errors import BadInput, EdgesegError
 from edgeseg.export.reference import torch_input
 from edgeseg.intake import load
-from edgeseg.measure.confusion import confusion, scores
-from edgeseg.measure.latency import summarize
+from edgeseg.pipeline import build
 from edgeseg.pipeline.frames import prepared
-from edgeseg.pipeline.network import dialect_for
-from edgeseg.pipeline.rewriting.budgets import Whole, within
-from edgeseg.pipeline.rewriting.outputs import only_scores
-from edgeseg.pipeline.rewriting.wish import Budget
-from edgeseg.rewrite.exact import exact
-from edgeseg.rewrite.network import Network, capture, layers, macs_of, parameters_of, refusal, tidy
-from edgeseg.rewrite.plan import plan
-from edgeseg.rewrite.sequential import rescaled, rewritten
+from edgeseg.pipeline.rewriting import Budget, Wish
+from edgeseg.rewrite.network import capture, macs_of, parameters_of
 from edgeseg.spec import spec_for
-from edgeseg.trials.candidates import candidates
-from edgeseg.trials.race import race
-from edgeseg.types import InputSpec, ModelSpec, OnnxModel, OutputSpec, Precision, Torch
+from edgeseg.types import InputSpec, ModelSpec, OutputSpec, Torch
 from edgeseg.zoo.chance import lively
 
+MEAN, STD = (0.44, 0.43, 0.41), (0.21, 0.21, 0.21)
+BACKEND = "onnxruntime"
+STEPS = {"fp32": f"{BACKEND}-fp32", "rewritten": f"rewritten-{BACKEND}-fp32", "int8": f"rewritten-{BACKEND}-int8"}
 # At a quarter of the published widths, which a CPU can run; `paper` takes the factories' own.
 SMALL: dict[str, dict[str, Any]] = {
     "patch_network": {"width": 12, "hidden": 50},
@@ -66,21 +52,19 @@ SMALL: dict[str, dict[str, Any]] = {
     "inception_v3": {"width": 8, "decoder": 32},
     "minigooglenet": {"width": 24, "decoder": 24},
 }
-SEPARABLE_ALREADY = ("deeplabv3plus",)
-Frames = list[NDArray[np.uint8]]
 
 
 def measure(
     trained: Sequence[Path],
     data: Path,
+    work: Path,
     *,
     split: str,
     eval_split: str,
     size: tuple[int, int],
+    speedup: float | None,
     share: float,
     samples: int,
-    eval_frames: int,
-    rounds: int,
     only: Sequence[str],
     paper: bool,
     say: Callable[[str], object],
@@ -88,167 +72,94 @@ def measure(
 ) -> dict[str, Any]:
     """A row for each family, and one for each file of a trained network; see the module's first lines.
 
-    `written` is called with the document after every row.
+    `work`: a folder for weights. `written` is called with the document after every row.
     """
     torch.set_num_threads(1)
     dataset = load_dataset(data)
-    unknown = [name for name in only if name not in SMALL]
-    if unknown:
+    if unknown := [name for name in only if name not in SMALL]:
         raise BadInput(f"there is no family '{unknown[0]}'; there are: {', '.join(SMALL)}")
-    rows: list[tuple[str, Path | None, ModelSpec, dict[str, Any]]] = []
-    for name in only or SMALL:
-        arguments = {"classes": len(dataset.classes), **({} if paper else SMALL[name])}
-        spec = ModelSpec(
-            name, InputSpec(size, mean=(0.44, 0.43, 0.41), std=(0.21,) * 3), OutputSpec(classes=dataset.classes)
-        )
-        rows.append((name, None, spec, arguments))
-    for file in trained:
-        spec = spec_for(file, None)
-        spec = replace(spec, output=replace(spec.output, classes=spec.output.classes or dataset.classes))
-        rows.append((spec.name, file, spec, {}))
     found: list[dict[str, Any]] = []
+    # Times of layers are most of the work: a share of the operations needs none.
+    wish = Wish(Budget("macs", share), timed=False) if speedup is None else Wish(Budget("speedup", speedup))
     document = {
-        "schema": "edgeseg.families/1",
+        "schema": "edgeseg.families/2",
         "rows": found,
         "data": dataset.name,
         "size": list(size),
-        "share": share,
-        "rounds": rounds,
-        "frames": {"fit": samples, "judged": eval_frames},
+        "budget": str(wish.budget),
+        "samples": samples,
+        "frames": len(dataset.split(eval_split)),
         "paper": paper,
     }
-    for name, path, spec, arguments in rows:
+    wanted = [(name, None) for name in only or ([] if trained else SMALL)] + [(file.stem, file) for file in trained]
+    for name, file in wanted:
         started = time.perf_counter()
-        fit = _frames(dataset, split, spec, samples)
-        seen, labels = _labelled(dataset, eval_split, spec, eval_frames)
+        row: dict[str, Any] = {"name": name, "trained": file is not None, "failure": None}
         try:
-            if path is None:
-                torch.manual_seed(0)
-                images = torch.cat([torch_input(frame, spec) for frame in fit[:4]])
-                module: nn.Module = lively(getattr(edgeseg.zoo, name)(**arguments), images)
-            else:
-                source = load(path, spec)
-                if not isinstance(source, Torch):
-                    raise BadInput(f"{path} is no torch network: it cannot be rewritten")
-                module = source.module
-            rule, left = ("bottleneck", max(share, 0.95)) if name in SEPARABLE_ALREADY else ("separable", share)
-            row = _row(module, spec, fit, seen, labels if path is not None else None, rule, left, rounds)
+            model = file or by_chance(name, {} if paper else SMALL[name], dataset, split, size, work)
+            row |= _built(model, data, split, eval_split, wish, samples)
         except EdgesegError as error:
-            row = {"failure": str(error)}
-        row |= {"name": name, "trained": path is not None, "arguments": arguments, "failure": row.get("failure")}
+            row["failure"] = str(error)
         found.append(row)
-        say(f"{name}: {row['failure'] or 'done'}, {time.perf_counter() - started:.0f} s")
+        say(f"{name}: {(row['failure'] or 'done').splitlines()[0]}, {time.perf_counter() - started:.0f} s")
         written(document)
     return document
 
 
-def _row(
-    module: nn.Module,
-    spec: ModelSpec,
-    fit: Frames,
-    seen: Frames,
-    labels: Frames | None,
-    rule: str,
-    share: float,
-    rounds: int,
-) -> dict[str, Any]:
-    size = spec.input.size
-    network = capture(Torch(module, "pickle"), size).network
-    only_scores(network, spec.output.index)
-    cost = {"macs": macs_of(network, size), "parameters": parameters_of(network)}
-    exact(network, size)
-    tidy(network)
-    small, taken = _smaller(network, spec, fit, rule, share)
-    graphs: dict[str, tuple[OnnxModel, Precision]] = {
-        "fp32": (_graph(module, spec), "fp32"),
-        "rewritten": (_graph(small, spec), "fp32"),
+def by_chance(
+    name: str, arguments: dict[str, Any], dataset: Dataset, split: str, size: tuple[int, int], work: Path
+) -> Path:
+    """Writes NAME.pt and NAME.toml of a family with weights by chance, which has seen some frames."""
+    arguments = {"classes": len(dataset.classes), **arguments}
+    spec = ModelSpec(name, InputSpec(size, mean=MEAN, std=STD), OutputSpec(classes=dataset.classes))
+    chosen = dataset.split(split)
+    frames = prepared(read(chosen, pick(len(chosen), 4), color=spec.input.frame, labels=False), spec)
+    torch.manual_seed(0)
+    module = lively(getattr(edgeseg.zoo, name)(**arguments), torch.cat([torch_input(frame, spec) for frame in frames]))
+    torch.save(module.state_dict(), work / f"{name}.pt")
+    told = "".join(f"{key} = {json.dumps(value)}\n" for key, value in arguments.items())
+    (work / f"{name}.toml").write_text(
+        f'name = "{name}"\nfactory = "edgeseg.zoo:{name}"\n\n[factory_args]\n{told}\n'
+        f"[input]\nsize = {list(size)}\nmean = {list(MEAN)}\nstd = {list(STD)}\n\n"
+        f"[output]\nclasses = {json.dumps(dataset.classes)}\n",
+        encoding="utf-8",
+    )
+    return work / f"{name}.pt"
+
+
+def _built(model: Path, data: Path, split: str, eval_split: str, wish: Wish, samples: int) -> dict[str, Any]:
+    """What a build says of its engines; without rewritten ones where nothing makes this network faster."""
+    spec = spec_for(model, None)
+    source = load(model, spec)
+    if not isinstance(source, Torch):
+        raise BadInput(f"{model} is no torch network: it cannot be rewritten")
+    network = capture(source, spec.input.size).network
+    row: dict[str, Any] = {
+        "macs": macs_of(network, spec.input.size),
+        "parameters": parameters_of(network),
+        "size": list(spec.input.size),
     }
-    graphs["int8"] = (_int8(graphs["rewritten"][0], fit), "int8")
-    engines = [_engine(name, *graph) for name, graph in graphs.items()]
-    masks = {}
-    for engine in engines:
-        with open_engine(engine) as session:
-            masks[engine.name] = [session.run(frame[None])[0].copy() for frame in seen]
-    wanted = labels or masks["fp32"]
-    times = race(engines, [frame[None] for frame in seen[:8]], rounds=rounds, limit_s=60.0)
-    return {
-        **cost,
-        "rewritten_macs": macs_of(small, size),
-        "rewritten_parameters": parameters_of(small),
-        "rule": rule,
-        "layers": taken,
-        "miou": {name: _miou(given, wanted, spec) for name, given in masks.items()},
-        "latency_ms": {name: summarize(found).to_json() for name, found in times.items()},
-    }
-
-
-def _smaller(network: Network, spec: ModelSpec, fit: Frames, rule: str, share: float) -> tuple[Network, int]:
-    """By one rule, to a share of the operations; or the least that the rule can, if that is more."""
-    size, images = spec.input.size, [torch_input(frame, spec) for frame in fit]
-    allowed = []
-    for layer in layers(network, size):
-        conv = network.get_submodule(layer.name)
-        assert isinstance(conv, nn.Conv2d)
-        if refusal(conv) is None or (rule == "bottleneck" and conv.groups == 1 and layer.conv.depth <= 8192):
-            allowed.append(layer)
-
-    def logits(given: nn.Module, image: Tensor) -> Tensor:
-        return torch.as_tensor(pick_output(given(image), spec.output.index)[0])
-
-    offered = plan(network, allowed, images, logits, rules=[rule], look=2)
-    whole = Whole(macs_of(network, size), parameters_of(network))
-    for tried in sorted({share, *(0.8, 0.9, 0.95, 0.98, 1.0)}):
-        if tried < share:
-            continue
+    for wanted in (wish, None):
         try:
-            chosen = within(Budget("macs", tried), whole, allowed, offered)
+            # Every engine is to be measured, whatever it loses, and all of the network is to run in INT8.
+            report = build(
+                model, data=data, split=split, eval_split=eval_split, precision="int8", backend=BACKEND,
+                samples=samples, rewrite=wanted, max_miou_drop=100.0, console=Console(quiet=True),
+            ).report  # fmt: skip
             break
-        except BadInput:  # less than this rule can give
-            continue
-    taken = [layer for layer in allowed if layer.name in chosen.choices]
-    if not taken:
-        return network, 0
-    small = rewritten(network, taken, chosen.choices, images, steps=4, importance=offered.importance)
-    return rescaled(network, small, taken, images), len(taken)
-
-
-def _graph(module: nn.Module, spec: ModelSpec) -> OnnxModel:
-    return fuse(to_onnx(Torch(module, "pickle"), spec, quick=True).graph, spec)
-
-
-def _int8(model: OnnxModel, fit: Frames) -> OnnxModel:
-    dialect = dialect_for("onnxruntime")
-    placement = quantize.place(quantize.Graph(model.graph), dialect)
-    watched = probe(model.graph, sorted(placement.observed), (frame[None] for frame in fit))
-    table = calibrate(watched, load_recipe("mse"), model=model.digest, data="")
-    return quantize.quantize(model, table, dialect, placement=placement)
-
-
-def _engine(name: str, model: OnnxModel, precision: Precision) -> Engine:
-    return replace(candidates(model, "onnxruntime", precision)[0], name=name)
-
-
-def _miou(given: Frames, wanted: Frames, spec: ModelSpec) -> float:
-    names = spec.output.classes
-    total = sum(confusion(mine, label, len(names), 255) for mine, label in zip(given, wanted, strict=True))
-    return float(scores(np.asarray(total), names).miou)
-
-
-def _frames(dataset: Any, split: str, spec: ModelSpec, count: int) -> Frames:
-    chosen = dataset.split(split)
-    return list(prepared(read(chosen, pick(len(chosen), count), color=spec.input.frame, labels=False), spec))
-
-
-def _labelled(dataset: Any, split: str, spec: ModelSpec, count: int) -> tuple[Frames, Frames]:
-    chosen = dataset.split(split)
-    indices = pick(len(chosen), count)
-    samples = list(read(chosen, indices, color=spec.input.frame))
-    frames = list(prepared(read(chosen, indices, color=spec.input.frame, labels=False), spec))
-    height, width = spec.input.size
-    labels = []
-    for sample in samples:
-        if sample.label is None:
-            raise DatasetError(f"{sample.name} of '{split}' has no label, and trained networks are judged by labels")
-        rows = (np.arange(height) * sample.label.shape[0] // height)[:, None]
-        labels.append(sample.label[rows, np.arange(width) * sample.label.shape[1] // width])
-    return frames, labels
+        except BadInput as error:
+            if wanted is None:
+                raise
+            row["not_rewritten"] = str(error)
+    small = report["rewriting"] or {"macs": {"after": None}, "parameters": {"after": None}}
+    engines = {engine["name"]: engine for engine in report["engines"]}
+    names = STEPS if STEPS["int8"] in engines else {"fp32": STEPS["fp32"], "int8": f"{BACKEND}-int8"}
+    kept = {step: engines[name] for step, name in names.items() if name in engines}
+    return row | {
+        "rewritten_macs": small["macs"]["after"],
+        "rewritten_parameters": small["parameters"]["after"],
+        "engines": dict(names),
+        "rejected": report["rejected"],
+        "chosen": report["chosen"],
+        **{key: {step: engine[key] for step, engine in kept.items()} for key in ("miou", "agreement", "latency_ms")},
+    }
