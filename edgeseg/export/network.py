@@ -16,11 +16,13 @@ from edgeseg.errors import ModelError
 from edgeseg.export import graph as g
 from edgeseg.export.foreign import settle
 from edgeseg.export.graph import opset_of
+from edgeseg.export.lrn import normalized
 from edgeseg.export.operators import symbolics, translations
 from edgeseg.export.opset import DEFAULT, lowered
 from edgeseg.export.outputs import pick
 from edgeseg.export.simplify import simplified
 from edgeseg.export.sizes import Size, advice
+from edgeseg.export.unpool import unpooled
 from edgeseg.types import ModelSpec, Onnx, Torch
 
 if TYPE_CHECKING:
@@ -95,6 +97,8 @@ def _finish(proto: onnx.ModelProto, spec: ModelSpec, notes: list[str], *, opset:
         if note and opset:
             raise ModelError(f"opset {opset} was asked for, but {note}")
         notes += [note] if note else []
+    proto, kept = unpooled(normalized(proto))
+    notes += kept
     proto = onnx.shape_inference.infer_shapes(proto, data_prop=True)
     if g.shape_of(proto.graph.output[0]) is None:  # the checker wants at least their count
         (scores,) = g.run(proto, sample).values()

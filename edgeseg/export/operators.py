@@ -2,7 +2,8 @@
 
 - Adaptive average pooling to a size that does not divide the map (PSPNet): the tracing exporter refuses it, the other
   makes about a hundred Gather and Add of it. It is two products with constant matrices of means.
-- Max-unpooling (SegNet) and channel shuffle (ShuffleNet), which the tracing exporter refuses.
+- Max-unpooling (SegNet) and channel shuffle (ShuffleNet), which the tracing exporter refuses. The scatter that
+  max-unpooling becomes here, and by the other exporter, is what unpool.py takes away.
 """
 
 from __future__ import annotations

@@ -3,7 +3,7 @@
 Long, Shelhamer and Darrell, "Fully Convolutional Networks for Semantic Segmentation", CVPR 2015: the fully connected
 layers of a classifier are convolutions, its scores are enlarged by transposed convolutions that start as bilinear
 interpolation, and the scores of earlier maps are added on the way. Simonyan and Zisserman, ICLR 2015; Krizhevsky,
-Sutskever and Hinton, NIPS 2012 (without its local response normalisation).
+Sutskever and Hinton, NIPS 2012.
 """
 
 from __future__ import annotations
@@ -34,13 +34,19 @@ def vgg16_stages(width: int, first_padding: int = 1) -> nn.ModuleList:
     return made
 
 
-def alexnet_stages(width: int, groups: int, first_padding: int) -> nn.ModuleList:
+def alexnet_stages(width: int, groups: int, first_padding: int, lrn: bool = False) -> nn.ModuleList:
     """The convolutions of AlexNet, up to a 32nd of the size in steps of 4, 2, 2 and 2."""
     a, b, c = width, 8 * width // 3, 4 * width
+
+    def pooled() -> list[nn.Module]:
+        # The paper's alpha is 1e-4 times the sum; torch, like ONNX, divides by the size first.
+        norms = [nn.LocalResponseNorm(5, alpha=5e-4, beta=0.75, k=2.0)] if lrn else []
+        return [nn.ReLU(), *norms, nn.MaxPool2d(3, 2, ceil_mode=True)]
+
     return nn.ModuleList(
         [
-            nn.Sequential(nn.Conv2d(3, a, 11, 4, first_padding), nn.ReLU(), nn.MaxPool2d(3, 2, ceil_mode=True)),
-            nn.Sequential(nn.Conv2d(a, b, 5, 1, 2, groups=groups), nn.ReLU(), nn.MaxPool2d(3, 2, ceil_mode=True)),
+            nn.Sequential(nn.Conv2d(3, a, 11, 4, first_padding), *pooled()),
+            nn.Sequential(nn.Conv2d(a, b, 5, 1, 2, groups=groups), *pooled()),
             nn.Sequential(
                 nn.Conv2d(b, c, 3, 1, 1),
                 nn.ReLU(),
@@ -146,16 +152,18 @@ def fcn8s(classes: int = 21, width: int = 64, padding: Padding = "same") -> nn.M
     return _fcn(classes, width, padding, 8)
 
 
-def fcn_alexnet(classes: int = 21, width: int = 96, groups: int = 2) -> nn.Module:
+def fcn_alexnet(classes: int = 21, width: int = 96, groups: int = 2, lrn: bool = False) -> nn.Module:
     """FCN-32s on AlexNet, whose second, fourth and fifth convolutions are in two groups.
 
     Long, Shelhamer and Darrell, CVPR 2015, on Krizhevsky, Sutskever and Hinton, NIPS 2012. Takes float32 (N, 3, H, W),
     H and W from 64, returns logits (N, classes, H, W). `width`: channels of the first convolution, 96 in the paper, a
-    multiple of 3 and of `groups`. 57 million parameters at 21 classes. Raises ValueError for other widths.
+    multiple of 3 and of `groups`. `lrn`: with the local response normalisation of 2012, which has no parameters and
+    which later weights, torchvision's among them, do without. 57 million parameters at 21 classes. Raises ValueError
+    for other widths.
     """
     check(classes, width)
     if groups < 1 or width % 3 or width % groups:
         raise ValueError(f"wanted a width that is a multiple of 3 and of the groups, came {width=}, {groups=}")
     channels = 128 * width // 3
     deep = connected(8 * width // 3, channels, 6, 0)
-    return FCN(alexnet_stages(width, groups, 100), deep, channels, (), classes, 32, (18,))
+    return FCN(alexnet_stages(width, groups, 100, lrn), deep, channels, (), classes, 32, (18,))

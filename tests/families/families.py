@@ -11,6 +11,7 @@ FAMILIES: dict[str, tuple[str, dict[str, Any]]] = {
     "fcn8s": ("fcn8s", {"width": 4}),
     "fcn8s, caffe": ("fcn8s", {"width": 2, "padding": "caffe"}),
     "alexnet": ("fcn_alexnet", {"width": 12}),
+    "alexnet, normalized": ("fcn_alexnet", {"width": 12, "lrn": True}),
     "segnet": ("segnet", {"width": 8, "depths": (2, 2, 2)}),
     "u-net, cropped": ("unet_paper", {"width": 6, "depth": 2}),
     "u-net, padded": ("unet_paper", {"width": 6, "depth": 4, "skips": "padded"}),

@@ -16,6 +16,9 @@ from torch import Tensor, nn
 from torch.nn import functional
 
 from edgeseg.backends.onnxruntime import probe
+from edgeseg.export import fuse
+from edgeseg.export.graph import parse
+from edgeseg.export.lrn import normalized
 from edgeseg.graph import Graph
 from edgeseg.rewrite.exact import exact, transposed
 from edgeseg.rewrite.network import capture
@@ -55,6 +58,22 @@ class Enlarged(nn.Module):
 
     def forward(self, x: Tensor) -> Tensor:
         return self.enlarge(self.score(x))
+
+
+class Normalized(nn.Module):
+    """Convolutions with local response normalisation between them; `of`: another whose weights it has."""
+
+    def __init__(self, norm: nn.Module, of: nn.Module | None = None) -> None:
+        super().__init__()
+        self.first, self.norm = nn.Conv2d(3, 24, 3, 2, 1), norm
+        self.second, self.score = nn.Conv2d(24, 16, 3, 1, 1), nn.Conv2d(16, len(making.NAMES), 1)
+        if of is not None:
+            self.load_state_dict(of.state_dict())
+        self.eval()
+
+    def forward(self, x: Tensor) -> Tensor:
+        x = self.score(self.second(self.norm(self.first(x).relu())).relu())
+        return functional.interpolate(x, size=making.SIZE, mode="bilinear")
 
 
 def scores_of(model: Any, seen: Any) -> Any:
@@ -115,6 +134,21 @@ def test_position_true_unpooling_puts_values_where_they_were() -> None:
                 window = x[0, channel, 2 * row : 2 * row + 2, 2 * column : 2 * column + 2]
                 back = large[0, channel, 2 * row : 2 * row + 2, 2 * column : 2 * column + 2]
                 assert torch.equal(back, torch.where(window == window.max(), window, torch.zeros(2, 2)))
+
+
+@pytest.mark.parametrize("backend", BACKENDS)
+def test_local_response_normalization_between_convolutions(backend: str) -> None:
+    """AlexNet's, so strong that what it does is seen; in INT8 it stays in float."""
+    found = making.exported(lively(Normalized(nn.LocalResponseNorm(5, 4.0, 0.75, 0.5)), torch.cat(making.images(2))))
+    graph = normalized(parse(found.exported.graph))
+    model = fuse(graph.SerializeToString(), making.spec_of())
+    assert making.kinds(model.graph).count("MatMul") == 1
+    assert "AveragePool" not in making.kinds(model.graph)
+    assert making.agreement(making.masks(model, backend, found.frames), found.expected) >= 0.9995
+    small = making.int8(model, backend)
+    assert making.agreement(making.masks(small, backend, found.frames, "int8"), found.expected) >= 0.9
+    other = making.exported(Normalized(nn.Identity(), of=found.module)).expected
+    assert making.agreement(other, found.expected) < 0.9, "without it other labels come out"
 
 
 def matrix_of(kernel: Tensor, height: int, width: int, stride: int) -> Tensor:

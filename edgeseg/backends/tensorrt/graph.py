@@ -3,7 +3,7 @@
 By the documentation of its operators, and by what the parser and builder of TensorRT-RTX 1.7 refuse:
 
 - uint8 exists at the border of a network only, cast to and from float32 or float16;
-- max-pooling gives no indices, and MaxUnpool is unknown (SegNet);
+- max-pooling gives no indices, and MaxUnpool is unknown (SegNet, where edgeseg.export.unpool left it as it was);
 - a transposed convolution cannot be strided and dilated at once;
 - Resize knows no half_pixel_symmetric and no antialiasing, which change nothing at most scales.
 

@@ -6,7 +6,7 @@ from collections.abc import Container, Mapping
 from types import MappingProxyType
 from typing import Protocol
 
-from edgeseg.rewrite.exact import branches, dead, fold_norm, linear, odd, phase, pointwise, transposed
+from edgeseg.rewrite.exact import branches, dead, dilated, fold_norm, linear, odd, phase, pointwise, taps, transposed
 from edgeseg.rewrite.exact.change import Change
 from edgeseg.rewrite.network import Network
 from edgeseg.rewrite.values import Pair
@@ -20,7 +20,13 @@ class Apply(Protocol):
 
 # Never slower: done always.
 ALWAYS: Mapping[str, Apply] = MappingProxyType(
-    {"fold_norm": fold_norm.apply, "linear": linear.apply, "pointwise": pointwise.apply, "dead": dead.apply}
+    {
+        "fold_norm": fold_norm.apply,
+        "linear": linear.apply,
+        "taps": taps.apply,
+        "pointwise": pointwise.apply,
+        "dead": dead.apply,
+    }
 )
 # Exact as well, but whether they are faster is to be measured on the target, for each layer.
 OFFERED: Mapping[str, Apply] = MappingProxyType(
@@ -31,6 +37,7 @@ OFFERED: Mapping[str, Apply] = MappingProxyType(
         "branches": branches.apply,
         "split": pointwise.split,
         "odd": odd.apply,
+        "dilated": dilated.apply,
     }
 )
 
