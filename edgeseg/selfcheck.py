@@ -37,6 +37,12 @@ def place_now(backend: str) -> dict[str, Value]:
     return dict(get(backend).place())
 
 
+def gpu_of(backend: str) -> str | None:
+    """The GPU that engines of this backend run on here; None for those that run on the processor."""
+    found = place_now(backend).get("gpu")
+    return None if found is None else str(found)
+
+
 def check_references(bundle: Bundle, variant: Variant, engine: Runs) -> Agreement:
     """Agreement over all reference frames, with the masks of this variant or, where it has none, of the FP32 graph."""
     total = Agreement()

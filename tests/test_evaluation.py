@@ -88,6 +88,33 @@ def test_bands_widen_to_the_whole(document: dict[str, Any]) -> None:
     assert all(list(band["iou"]) == list(CLASSES) for band in document["boundary"].values())
 
 
+def test_intervals_near_boundaries_are_those_of_each_frame_s_counts_there(built: Path, video: Path) -> None:
+    found = evaluate(built, video, block=2, threads=1)
+    frames = found["per_frame"]
+    weights = draws(blocks(frames["sequences"], 2), found["intervals"]["resamples"])
+    for width, band in found["boundary"].items():
+        counts = [np.array(frames["boundary"][width][key]) for key in ("tp", "fp", "fn")]
+        whole = iou(*(array.sum(axis=0) for array in counts))
+        assert list(band["iou"].values()) == pytest.approx([None if np.isnan(v) else v for v in whole])
+        resampled = np.sort([np.nanmean(iou(*(w @ array for array in counts))) for w in weights])
+        low, high = band["interval"]
+        assert low < band["miou"] < high
+        # Percentiles further out than these, as the blocks are few.
+        assert resampled[0] <= low <= resampled[int(0.025 * len(resampled))]
+        assert resampled[int(0.975 * len(resampled)) - 1] <= high <= resampled[-1]
+    one = evaluate(built, video, block=1000, threads=1)  # a block a sequence
+    assert one["boundary"]["1"]["interval"] != found["boundary"]["1"]["interval"]
+
+
+def test_too_many_counts_near_boundaries_are_left_out(
+    built: Path, video: Path, document: dict[str, Any], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("edgeseg.evaluation.document.MOST_NEAR", 18 * len(CLASSES) * 9 - 1)
+    found = evaluate(built, video, threads=1)
+    assert found["per_frame"]["boundary"] is None
+    assert found["boundary"] == document["boundary"]  # with its intervals all the same
+
+
 def test_intervals_are_those_of_the_counts_of_each_frame(built: Path, video: Path) -> None:
     found = evaluate(built, video, threads=1, block=2)
     counts = found["per_frame"]

@@ -21,7 +21,7 @@ from edgeseg.data.prepare import to_size
 from edgeseg.errors import BundleError
 from edgeseg.evaluation import identity
 from edgeseg.segmenter import check_frame, engine_of
-from edgeseg.selfcheck import require_elsewhere
+from edgeseg.selfcheck import gpu_of, require_elsewhere
 from edgeseg.types import Frames, InputSpec, Masks, Pixels
 
 
@@ -45,6 +45,7 @@ class Opened:
     again: Callable[[int], Session] | None = None  # opens it once more, with so many threads; None: it must not be
     engine: Engine | None = None
     bundle: Bundle | None = None
+    gpu: str | None = None  # that the engine runs on
     prepared: list[Frames] = field(init=False)  # uint8 (1, H, W, 3) of the network's size
 
     def __post_init__(self) -> None:
@@ -146,6 +147,7 @@ def _open(
         again=_again(bundle, chosen) if chosen.backend in ("onnxruntime", "openvino") else None,
         engine=engine,
         bundle=bundle,
+        gpu=gpu_of(chosen.backend),
     )
 
 
@@ -154,15 +156,17 @@ def _again(bundle: Bundle, chosen: Variant) -> Callable[[int], Session]:
 
 
 def _head(path: Path, bundle: Bundle, chosen: Variant, open_ms: float, first_ms: float) -> dict[str, Any]:
+    engine = engine_of(bundle, chosen)
     return {
         "schema": "edgeseg.bench/2",
         "bundle": bundle.spec.name,
         "path": str(path),
-        "graph": identity(engine_of(bundle, chosen)),
+        "graph": identity(engine),
         "variant": chosen.name,
         "backend": chosen.backend,
         "precision": chosen.precision,
         "settings": dict(chosen.settings),
+        "size_mb": sum(map(len, engine.files.values())) / 1e6,
         "cold_ms": {"open": open_ms, "first_frame": first_ms},
     }
 

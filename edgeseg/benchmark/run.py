@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import Any
 
 from edgeseg.benchmark.document import camera_of, latency_of, multi_stream_of
+from edgeseg.benchmark.memory import memory_mb
 from edgeseg.benchmark.offline import offline
 from edgeseg.benchmark.opened import Opened, open_all
 from edgeseg.benchmark.plan import Plan, Scenario
@@ -55,7 +56,8 @@ def bench(
     unless `limit` seconds pass first: then the document says what is missing. `latency_ms`: from a frame of the
     network's size to its mask. `end_to_end_ms`: from a frame of the size that `frames` have, resizing included.
     Without `frames` (uint8 (H, W, 3), BGR) the bundle's own reference frames are used; never zeros. `cold_ms`: opening,
-    and the first frame. `roofline`: afterwards, in runs of their own. Nothing is clipped.
+    and the first frame. `roofline`: afterwards, in runs of their own. Nothing is clipped. `size_mb`: the engine's
+    files. `memory_mb`: what opening it and running frames takes, in a process of its own afterwards.
 
     Raises BadInput for numbers that do not go together, BundleError, ModelError, MissingOnMachine.
     """
@@ -78,6 +80,8 @@ def bench(
                 for document, found in zip(documents, rooflines(opened, say=console.say), strict=True):
                     document["roofline"] = found
                 step.note = "this machine's peaks, then layer by layer, in runs of their own"
+    for path, document in zip(paths, documents, strict=True):  # once all are closed: a small machine holds one
+        document["memory_mb"] = memory_mb(path, document["variant"], threads)
     return documents
 
 
@@ -120,7 +124,7 @@ def measure(
                 "frame_size": list(one.frames[0].shape[:2]),
                 "samples": len(raw["engine"]),
                 "slowdown": stability([round(ns) for ns in took], ended, watch.seen),
-                "machine": here,
+                "machine": here if one.gpu is None else here | {"gpu": one.gpu},
                 "versions": packages,
             }
         )

@@ -17,6 +17,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from edgeseg.compare.chance import Estimate
+from edgeseg.compare.values import chosen_engine, kind_of
 from edgeseg.errors import BadInput
 from edgeseg.measure.bootstrap import block_length, blocks, draws, influence, iou
 
@@ -26,24 +27,58 @@ Array = NDArray[np.float64]
 _SLACK = 1e-3  # points by which the sum of the frames may miss the document's own number
 
 
-def same_frames(before: Mapping[str, Any], after: Mapping[str, Any]) -> str | None:
-    """Why two eval documents cannot be held against each other frame by frame; None if they can."""
-    digests = [(one.get("data") or {}).get("digest") for one in (before, after)]
-    if None in digests or digests[0] != digests[1]:
-        return "other data: the data digests differ" if None not in digests else "the data digest is missing"
+def other_frames(before: Mapping[str, Any], after: Mapping[str, Any]) -> str | None:
+    """Why two documents of eval or build are not of the same labelled frames; None if they are."""
+    if kind_of(before) == "build":
+        # Builds state a digest since they state counts of frames; before, how many frames of which split.
+        judged = [dict(one.get("evaluation") or {}) for one in (before, after)]
+        digests = [one.pop("digest", None) for one in judged]
+        if judged[0] != judged[1]:
+            return "other frames: evaluation differs"
+        if None not in digests and digests[0] != digests[1]:
+            return "other data: the data digests differ"
+    else:
+        digests = [(one.get("data") or {}).get("digest") for one in (before, after)]
+        if None in digests or digests[0] != digests[1]:
+            return "other data: the data digests differ" if None not in digests else "the data digest is missing"
     frames = [one.get("per_frame") for one in (before, after)]
-    if not frames[0] or not frames[1]:
-        return "no counts per frame: evaluate again with this edgeseg"
-    if list(frames[0]["names"]) != list(frames[1]["names"]):
+    if frames[0] and frames[1] and list(frames[0]["names"]) != list(frames[1]["names"]):
         return "other frames: the frames' names differ"
     return None
+
+
+def uncounted(before: Mapping[str, Any], after: Mapping[str, Any]) -> str | None:
+    """Why documents on the same frames cannot be resampled; None if they can."""
+    for one in (before, after):
+        if not counted(one)["per_frame"]:
+            what = "build" if kind_of(one) == "build" else "evaluate"
+            return f"no counts per frame: {what} again with this edgeseg"
+    return None
+
+
+def counted(document: Mapping[str, Any]) -> Mapping[str, Any]:
+    """An eval document; of a build the chosen engine's scores and counts, in the words of one."""
+    if kind_of(document) != "build":
+        return document if document.get("per_frame") else {**document, "per_frame": None}
+    engine = chosen_engine(document)
+    frames = document.get("per_frame") or {}
+    # In the counts' order of classes: a bundle's manifest has its keys sorted.
+    iou = engine.get("iou") or {}
+    own = (frames.get("engines") or {}).get(document["chosen"])
+    return {
+        "miou": engine.get("miou"),
+        "iou": {name: iou[name] for name in document["classes"] if name in iou},
+        "per_frame": own and {"names": frames["names"], "sequences": frames["sequences"], **own},
+    }
 
 
 def accuracy(before: Mapping[str, Any], after: Mapping[str, Any], where: str, seed: int = 0) -> dict[str, Estimate]:
     """The change of every metric that frames' counts give, in points of 100, for documents on the same frames.
 
-    Fewer than two blocks give no estimate. Raises BadInput, naming `where`, if counts are not those of the scores.
+    Of eval or, by what was chosen, of build. Fewer than two blocks give no estimate. Raises BadInput, naming `where`,
+    if counts are not those of the scores.
     """
+    before, after = counted(before), counted(after)
     classes = list(before["iou"])
     sides = [_counts(document, classes, where) for document in (before, after)]
     sequences = list(before["per_frame"]["sequences"])
@@ -53,6 +88,12 @@ def accuracy(before: Mapping[str, Any], after: Mapping[str, Any], where: str, se
         part = _changes(sides[0][:, rows], sides[1][:, rows], [name] * int(rows.sum()), classes, seed)
         if "miou" in part:
             found[f"sequence.{name}.miou"] = part["miou"]
+    bands = [one["per_frame"].get("boundary") or {} for one in (before, after)]
+    for width in bands[0].keys() & bands[1].keys():
+        near = [_counts(document, classes, where, width) for document in (before, after)]
+        part = _changes(near[0], near[1], sequences, classes, seed)
+        if "miou" in part:
+            found[f"boundary.{width}.miou"] = part["miou"]
     return found
 
 
@@ -115,22 +156,27 @@ def _mean(each: Array) -> Array:
     return found
 
 
-def _counts(document: Mapping[str, Any], classes: list[str], where: str) -> Array:
-    """(3, N, C), classes in this order, whatever the document's is."""
-    frames = document["per_frame"]
+def _counts(document: Mapping[str, Any], classes: list[str], where: str, width: str | None = None) -> Array:
+    """(3, N, C), classes in this order, whatever the document's is; near boundaries where a `width` is given."""
+    frames, of = document["per_frame"], document
+    key, prefix = "per_frame", ""
+    counted_there = frames
+    if width is not None:
+        key, prefix = f"per_frame.boundary.{width}", f"boundary.{width}."
+        counted_there, of = frames["boundary"][width], (document.get("boundary") or {}).get(width) or {"iou": {}}
     try:
-        counts = np.stack([np.asarray(frames[key], np.float64) for key in ("tp", "fp", "fn")])
+        counts = np.stack([np.asarray(counted_there[name], np.float64) for name in ("tp", "fp", "fn")])
     except (KeyError, TypeError, ValueError) as error:
-        raise BadInput(f"{where}, per_frame: wanted tp, fp and fn of equal size ({error!r}).") from error
+        raise BadInput(f"{where}, {key}: wanted tp, fp and fn of equal size ({error!r}).") from error
     shape = (3, len(frames["names"]), len(document["iou"]))
     if counts.shape != shape or len(frames["sequences"]) != shape[1] or (counts < 0).any():
-        raise BadInput(f"{where}, per_frame: wanted counts of shape {shape}, none negative, came {counts.shape}.")
+        raise BadInput(f"{where}, {key}: wanted counts of shape {shape}, none negative, came {counts.shape}.")
     scores, own = _scores(counts.sum(axis=1)), list(document["iou"])
-    told = {"miou": document.get("miou"), **{f"iou.{name}": share for name, share in document["iou"].items()}}
+    told = {"miou": of.get("miou"), **{f"iou.{name}": of["iou"].get(name) for name in own}}
     for name, found, said in zip(told, [scores[0], *scores[3:]], told.values(), strict=True):
         if said is not None and not math.isclose(found, 100 * said, abs_tol=_SLACK):
             raise BadInput(
-                f"{where}, per_frame: its frames give {found:.3f} points of {name}, the key {name} says "
+                f"{where}, {key}: its frames give {found:.3f} points of {prefix}{name}, the key {prefix}{name} says "
                 f"{100 * said:.3f}. The file was changed by hand or mixed from two; evaluate again."
             )
     return counts[:, :, [own.index(name) for name in classes]]

@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import Any
 
 from edgeseg.compare import latency
-from edgeseg.compare.accuracy import accuracy, same_frames
+from edgeseg.compare.accuracy import accuracy, other_frames, uncounted
 from edgeseg.compare.budget import Rule, default_budget, read_budget
 from edgeseg.compare.chance import INTERVAL, LEVEL, Estimate
 from edgeseg.compare.matching import Group, groups, halves, left_out, matched, read
@@ -101,8 +101,8 @@ def _rows(
     estimates: dict[str, Estimate] = {}
     levels: dict[str, Estimate] = {}
     within: list[list[dict[str, Estimate]]] = []  # of each side, of each run
-    frames = _frames(a, b)
-    if a.kind == "eval" and frames is None:
+    others, frames = _frames(a, b)
+    if a.kind in ("eval", "build") and others is None and frames is None:
         estimates = accuracy(a.documents[0], b.documents[0], where, seed)
     if a.kind == "bench":
         few = min(len(a.documents), len(b.documents)) < latency.REPEATS
@@ -124,6 +124,7 @@ def _rows(
         if all(found) and (of.points or min(map(min, found)) > 0):
             scaled = [[of.scaled(value) for value in side] for side in found]
         timed = name.split(".")[0] in _TIMES or (a.kind == "stream" and name == "fps")
+        elsewhere = obstacle is not None and name == "memory" and _elsewhere([*a.documents, *b.documents])
         estimate, reason = estimates.get(name), None
         if estimate is None and scaled is None:
             reason = why.get(name, "it was not measured on both sides")
@@ -131,10 +132,14 @@ def _rows(
             estimate = Estimate(0.0)
         elif estimate is None and timed and obstacle is not None:
             reason = obstacle
+        elif estimate is None and paired and name.startswith("cold."):
+            reason = "opened in one call: the first also loads the runtime for the others; bench each by itself"
+        elif estimate is None and elsewhere:  # other kernels, that pack weights in another way
+            reason = elsewhere
         elif estimate is None and scaled is not None:
-            estimate, reason = _separate(name, scaled, a, within, frames)
+            estimate, reason = _separate(name, scaled, a, within, others, frames)
         rows.append(Judged(of, middle[0], middle[1], estimate, levels.get(name), reason))
-    return rows, _method(a, b, paired, frames), _notes(a, b, obstacle)
+    return rows, _method(a, b, paired, others or frames), _notes(a, b, obstacle)
 
 
 def _separate(
@@ -142,16 +147,17 @@ def _separate(
     scaled: list[list[float]],
     a: Group,
     within: Sequence[Sequence[Mapping[str, Estimate]]],
+    others: str | None,
     frames: str | None,
 ) -> tuple[Estimate | None, str | None]:
     """A change from values of separate runs, and why it is wide or missing."""
     if name == "size":
         return Estimate(scaled[1][0] - scaled[0][0]), None
     exact = a.kind in ("eval", "build") and metric(name).points
-    if exact and frames is None and len(set(scaled[0] + scaled[1])) == 1:
+    if exact and others is None and len(set(scaled[0] + scaled[1])) == 1:
         return Estimate(0.0), None
     if exact:
-        return None, frames or "no counts per frame for it"
+        return None, others or frames or "no counts per frame for it"
     enough = min(map(len, scaled)) >= latency.REPEATS
     if metric(name).points and not enough:
         return None, f"{len(scaled[0])} and {len(scaled[1])} runs; a share needs {latency.REPEATS} a side"
@@ -159,28 +165,31 @@ def _separate(
     kept = (
         f"{len(scaled[0])} and {len(scaled[1])} separate runs; bench both in one call, or {latency.REPEATS} runs a side"
     )
-    return latency.of_runs(name, scaled[0], scaled[1], errors), "runs differ" if enough else kept
+    if name == "build_memory":
+        kept = "a build takes as much as its steps that did not come from the cache"
+    of = "engine_memory" if (a.kind, name) == ("bench", "memory") else name
+    return latency.of_runs(of, scaled[0], scaled[1], errors), "runs differ" if enough else kept
 
 
-def _frames(a: Group, b: Group) -> str | None:
-    """Why accuracy cannot be compared frame by frame, or at all; None if it can."""
+def _frames(a: Group, b: Group) -> tuple[str | None, str | None]:
+    """Why accuracy cannot be compared at all, and why not frame by frame; None if it can."""
+    if a.kind not in ("eval", "build"):
+        return None, None
     first, second = a.documents[0], b.documents[0]
-    if a.kind == "eval":
-        return same_frames(first, second)
-    if a.kind == "build":
-        judged = [document.get("evaluation") for document in (first, second)]
-        return None if judged[0] == judged[1] else "other frames: evaluation differs"
-    return None
+    others = other_frames(first, second)
+    if others is None and a.kind == "build":
+        # Evaluations of one graph are the same; builds of one name may have chosen other weights each time.
+        for group in (a, b):
+            if any(one.get("per_frame") != group.documents[0].get("per_frame") for one in group.documents):
+                return None, f"{len(group.documents)} builds of one name that differ: compare one with one"
+    return others, uncounted(first, second)
 
 
 def _obstacle(before: Sequence[Document], after: Sequence[Document]) -> str | None:
     """Why times of separate runs say nothing about each other; None if they do."""
     documents = [*before, *after]
-    machines = [document.get("machine") or {} for document in documents]
-    for key in _MACHINE:
-        seen = list(dict.fromkeys(str(machine.get(key)) for machine in machines))
-        if len(seen) > 1:
-            return f"another machine: {key} is {' and '.join(seen)}"
+    if (elsewhere := _elsewhere(documents)) is not None:
+        return elsewhere
     if len({str(document.get("frames_digest")) for document in documents}) > 1:
         return "other frames: frames_digest differs"
     for document in documents:
@@ -190,10 +199,23 @@ def _obstacle(before: Sequence[Document], after: Sequence[Document]) -> str | No
     return None
 
 
+def _elsewhere(documents: Sequence[Document]) -> str | None:
+    machines = [document.get("machine") or {} for document in documents]
+    for key in _MACHINE:
+        # Only engines that run on a GPU name it: beside one that does not, that says nothing.
+        told = [machine for machine in machines if key != "gpu" or machine.get(key) is not None]
+        seen = list(dict.fromkeys(str(machine.get(key)) for machine in told))
+        if len(seen) > 1:
+            return f"another machine: {key} is {' and '.join(seen)}"
+    return None
+
+
 def _method(a: Group, b: Group, paired: Sequence[Any], frames: str | None) -> str:
     counts = f"{len(a.documents)} and {len(b.documents)} runs"
     if a.kind == "eval":
         return "values only: " + frames if frames else f"paired, {len(a.documents[0]['per_frame']['names'])} frames"
+    if a.kind == "build" and frames is None:
+        return f"accuracy paired, {len(a.documents[0]['per_frame']['names'])} frames; times separate, {counts}"
     if paired:
         return f"paired, {len(paired)} interleaved run{'s' * (len(paired) > 1)}"
     if min(len(a.documents), len(b.documents)) >= latency.REPEATS:

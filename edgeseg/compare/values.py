@@ -24,7 +24,7 @@ def values(document: Document) -> dict[str, float]:
 
 def reasons(document: Document) -> dict[str, str]:
     """Why a percentile has no value: metric -> words."""
-    engine = _chosen(document) if kind_of(document) == "build" else document
+    engine = chosen_engine(document) if kind_of(document) == "build" else document
     found = {}
     for name, key in (("latency", "latency_ms"), ("end_to_end", "end_to_end_ms")):
         for p, why in ((engine.get(key) or {}).get("reasons") or {}).items():
@@ -34,7 +34,7 @@ def reasons(document: Document) -> dict[str, str]:
 
 def classes(document: Document) -> list[str] | None:
     """The classes that it was judged on; None where it was not."""
-    found = (_chosen(document) if kind_of(document) == "build" else document).get("iou")
+    found = (chosen_engine(document) if kind_of(document) == "build" else document).get("iou")
     return None if found is None else list(found)
 
 
@@ -88,6 +88,8 @@ def _bench(document: Document) -> dict[str, Any]:
         "fps": document.get("fps"),
         **{f"cold.{key}": cold.get(key) for key in ("open", "first_frame")},
         "missed": None if camera is None else 100 * camera,
+        "size": document.get("size_mb"),
+        "memory": document.get("memory_mb"),
     }
 
 
@@ -103,7 +105,8 @@ def _eval(document: Document) -> dict[str, Any]:
     return found
 
 
-def _chosen(document: Document) -> Mapping[str, Any]:
+def chosen_engine(document: Document) -> Mapping[str, Any]:
+    """The row of a build document's chosen engine; LookupError if there is none."""
     for engine in document["engines"]:
         if engine["name"] == document["chosen"]:
             found: Mapping[str, Any] = engine
@@ -112,7 +115,7 @@ def _chosen(document: Document) -> Mapping[str, Any]:
 
 
 def _build(document: Document) -> dict[str, Any]:
-    engine = _chosen(document)
+    engine = chosen_engine(document)
     peak = document.get("peak_rss_mb")
     return {
         **_shares(engine, "miou", "pixel_accuracy", "dice"),

@@ -13,7 +13,7 @@ _LATENCIES = ("p50", "p90", "p99", "mean")
 _KINDS = {
     "bench": {
         *(f"{what}.{p}" for what in ("latency", "end_to_end") for p in _LATENCIES),
-        *("fps", "cold.open", "cold.first_frame", "missed"),
+        *("fps", "cold.open", "cold.first_frame", "missed", "size", "memory"),
     },
     "eval": {"miou", "pixel_accuracy", "dice", "boundary.1.miou", "boundary.3.miou", "boundary.5.miou"},
     "build": {*(f"latency.{p}" for p in _LATENCIES), *("miou", "pixel_accuracy", "dice", "size", "build_memory")},

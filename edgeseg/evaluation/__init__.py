@@ -95,7 +95,7 @@ def evaluate(
             "places": places,
         },
         "graph": identity(engine_of(source, chosen)),
-        "machine": machine(),
+        "machine": machine() | {key: value for key, value in found[0].place.items() if key == "gpu"},
         "versions": versions(),
     }
     distinct = {_said(part) for part in found}

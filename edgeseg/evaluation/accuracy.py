@@ -15,7 +15,7 @@ from edgeseg.console import Console
 from edgeseg.data import Reading, fit
 from edgeseg.errors import CannotTell
 from edgeseg.measure.agreement import Agreement
-from edgeseg.measure.evaluate import Accuracy
+from edgeseg.measure.evaluate import Accuracy, FrameCounts
 from edgeseg.measure.evaluate import evaluate as run_over
 from edgeseg.measure.machine import machine
 from edgeseg.types import Mask, ModelSpec, Pixels
@@ -36,7 +36,16 @@ def accuracies(
     An engine that was evaluated before, with the same runtime on the same frames, is not run again.
     """
     data = reading.split.digest(reading.indices, labels=True)
-    common = (__version__, data, classes, ignore_index, repr(spec.input), machine()["cpu"], identity(engines[0]))
+    common = (
+        __version__,
+        "with counts per frame",
+        data,
+        classes,
+        ignore_index,
+        repr(spec.input),
+        machine()["cpu"],
+        identity(engines[0]),
+    )
     keys = {engine.name: cache.key("accuracy", identity(engine), *common) for engine in engines}
     found: dict[str, Accuracy] = {}
     for engine in engines:
@@ -82,18 +91,25 @@ def identity(engine: Engine) -> str:
 
 
 def _to_json(accuracy: Accuracy) -> bytes:
+    kept = accuracy.per_frame
     return json.dumps(
         {
             "matrix": accuracy.matrix.tolist(),
             "agreement": asdict(accuracy.agreement),
             "frames": accuracy.frames,
             "labelled": accuracy.labelled,
+            "per_frame": None if kept is None else {"names": list(kept.names), "counts": kept.counts.tolist()},
         }
     ).encode()
 
 
 def _from_json(stored: bytes) -> Accuracy:
     found = json.loads(stored)
+    kept = found["per_frame"]
     return Accuracy(
-        np.array(found["matrix"], np.int64), Agreement(**found["agreement"]), found["frames"], found["labelled"]
+        np.array(found["matrix"], np.int64),
+        Agreement(**found["agreement"]),
+        found["frames"],
+        found["labelled"],
+        None if kept is None else FrameCounts(tuple(kept["names"]), np.array(kept["counts"], np.int64)),
     )

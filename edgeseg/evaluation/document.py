@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
+from numpy.typing import NDArray
 
 from edgeseg.data import Split
 from edgeseg.data.sequences import in_order
@@ -18,6 +20,7 @@ LEVEL = 0.95
 RESAMPLES = 2000
 WORST = 10
 FEW_BLOCKS = 6
+MOST_NEAR = 200_000  # numbers of single frames near boundaries that a document holds; beyond, their sums only
 
 
 def parts(counts: Counts, split: Split, names: Sequence[str], block: int | None = None) -> dict[str, Any]:
@@ -35,6 +38,7 @@ def parts(counts: Counts, split: Split, names: Sequence[str], block: int | None 
     of = [sequences[k] for k in frames]
     labels = [split.names[k] for k in frames]
     width = len(names)
+    drawn = _resampling(counts, of, block)
     return {
         **whole.to_json(),
         "frames": len(frames),
@@ -44,45 +48,88 @@ def parts(counts: Counts, split: Split, names: Sequence[str], block: int | None 
             "tp": counts.tp.tolist(),
             "fp": counts.fp.tolist(),
             "fn": counts.fn.tolist(),
+            "boundary": _near(counts) if counts.near.size <= MOST_NEAR else None,
         },
-        "intervals": intervals(counts, of, names, block),
+        "intervals": intervals(counts, names, drawn),
         "sequences": _sequences(counts, of, names),
-        "boundary": {str(band): _band(matrix, names) for band, matrix in zip(BANDS, counts.bands, strict=True)},
+        "boundary": {
+            str(band): _band(matrix, names) | {"interval": _interval_near(counts.near[:, at], drawn)}
+            for at, (band, matrix) in enumerate(zip(BANDS, counts.bands, strict=True))
+        },
         "confusion": counts.matrix[:, :width].tolist(),
         "unassigned": counts.matrix[:, width].tolist(),
         "worst_frames": _worst(counts, labels),
     }
 
 
-def intervals(counts: Counts, sequences: Sequence[str], names: Sequence[str], block: int | None) -> dict[str, Any]:
-    """Intervals of mIoU, pixel accuracy and the IoU of each class, by resampling blocks of neighbouring frames."""
+@dataclass(frozen=True, slots=True)
+class Resampling:
+    """Which frames are drawn together, and how often each block is in every resample: the same for all metrics."""
+
+    length: int  # frames a block, at most
+    given: bool  # by the caller, not by the data
+    starts: NDArray[np.int64]  # the first frame of each block
+    weights: NDArray[np.float64]  # (RESAMPLES, blocks)
+
+    def summed(self, counts: NDArray[np.int64]) -> NDArray[np.float64]:
+        """Counts (N, C) of all resamples (RESAMPLES, C).
+
+        Summed by block first: the same draws as for single frames, and far fewer products. In floating point, where
+        whole numbers below 2**53 are exact, because that is many times as fast.
+        """
+        found: NDArray[np.float64] = self.weights @ np.add.reduceat(counts, self.starts, axis=0).astype(np.float64)
+        return found
+
+
+def _resampling(counts: Counts, sequences: Sequence[str], block: int | None) -> Resampling:
     length = block or block_length(sequences, influence(counts.tp, counts.fp, counts.fn))
     numbers = blocks(sequences, length)
-    count = int(numbers.max()) + 1
-    # Summed by block first: the same draws as for single frames, and far fewer products. In floating point, where
-    # whole numbers below 2**53 are exact, because that is many times as fast.
     starts = np.flatnonzero(np.diff(numbers, prepend=-1))
-    weights = draws(np.arange(count), RESAMPLES).astype(np.float64)
-    tp, fp, fn = (
-        weights @ np.add.reduceat(array, starts, axis=0).astype(np.float64)
-        for array in (counts.tp, counts.fp, counts.fn)
-    )
+    weights = draws(np.arange(int(numbers.max()) + 1), RESAMPLES).astype(np.float64)
+    return Resampling(length, block is not None, starts, weights)
+
+
+def intervals(counts: Counts, names: Sequence[str], drawn: Resampling) -> dict[str, Any]:
+    """Intervals of mIoU, pixel accuracy and the IoU of each class, by resampling blocks of neighbouring frames."""
+    count = len(drawn.starts)
+    tp, fp, fn = map(drawn.summed, (counts.tp, counts.fp, counts.fn))
     each = iou(tp, fp, fn)
-    known = ~np.isnan(each)
-    miou = np.where(known, each, 0).sum(axis=1) / np.maximum(known.sum(axis=1), 1)
     labelled = (tp + fn).sum(axis=1)
     right = np.divide(tp.sum(axis=1), labelled, out=np.full(len(tp), np.nan), where=labelled > 0)
     return {
         "level": LEVEL,
         "resamples": RESAMPLES,
         "method": "percentiles of a block bootstrap, expanded for few blocks",
-        "block": length,
-        "block_from": "given" if block else "autocorrelation",
+        "block": drawn.length,
+        "block_from": "given" if drawn.given else "autocorrelation",
         "blocks": count,
-        "miou": _bounds(miou, count),
+        "miou": _bounds(_means(each), count),
         "pixel_accuracy": _bounds(right, count),
         "iou": {name: _bounds(each[:, k], count) for k, name in enumerate(names)},
     }
+
+
+def _interval_near(near: NDArray[np.int64], drawn: Resampling) -> list[float] | None:
+    """Of the mIoU within a band: (3, N, C) counts of single frames there."""
+    tp, fp, fn = map(drawn.summed, near)
+    return _bounds(_means(iou(tp, fp, fn)), len(drawn.starts))
+
+
+def _near(counts: Counts) -> dict[str, Any]:
+    return {
+        str(band): dict(zip(("tp", "fp", "fn"), counts.near[:, at].tolist(), strict=True))
+        for at, band in enumerate(BANDS)
+    }
+
+
+def _means(each: NDArray[np.float64]) -> NDArray[np.float64]:
+    """Over the classes that are known; NaN where none is, as near boundaries of frames without any."""
+    known = ~np.isnan(each)
+    number = known.sum(axis=1)
+    found: NDArray[np.float64] = np.divide(
+        np.where(known, each, 0).sum(axis=1), number, out=np.full(len(each), np.nan), where=number > 0
+    )
+    return found
 
 
 def _bounds(values: Any, count: int) -> list[float] | None:

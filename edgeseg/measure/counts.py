@@ -38,11 +38,20 @@ class Counts:
     fn: NDArray[np.int64]
     matrix: Confusion  # (C, C + 1), summed
     bands: NDArray[np.int64]  # (len(BANDS), C, C + 1), summed
+    near: NDArray[np.int64]  # (3, len(BANDS), N, C): tp, fp, fn of every frame within each band
 
     def chosen(self, order: Sequence[int]) -> Counts:
         """The same with the frames at these positions, in this order; the sums stay those of all."""
         rows = np.asarray(order, np.int64)
-        return Counts(self.frames[rows], self.tp[rows], self.fp[rows], self.fn[rows], self.matrix, self.bands)
+        return Counts(
+            self.frames[rows],
+            self.tp[rows],
+            self.fp[rows],
+            self.fn[rows],
+            self.matrix,
+            self.bands,
+            self.near[:, :, rows],
+        )
 
 
 def frame_counts(prediction: Mask, label: Mask, classes: int, ignore_index: int | None, *, none: bool) -> FrameCounts:
@@ -72,15 +81,16 @@ def gathered(frames: Sequence[int], seen: Sequence[FrameCounts], classes: int) -
     if not seen:
         return empty(classes)
     matrices = np.stack([one.matrix for one in seen])
-    tp = np.ascontiguousarray(np.diagonal(matrices, axis1=1, axis2=2))
-    return Counts(
-        np.asarray(frames, np.int64),
-        tp,
-        matrices[:, :, :classes].sum(axis=1) - tp,
-        matrices.sum(axis=2) - tp,
-        matrices.sum(axis=0),
-        np.sum([one.bands for one in seen], axis=0),
-    )
+    bands = np.stack([one.bands for one in seen], axis=1)  # (len(BANDS), N, C, C + 1)
+    tp, fp, fn = _of_classes(matrices)
+    near = np.stack(_of_classes(bands))
+    return Counts(np.asarray(frames, np.int64), tp, fp, fn, matrices.sum(axis=0), bands.sum(axis=1), near)
+
+
+def _of_classes(matrices: NDArray[np.int64]) -> tuple[NDArray[np.int64], NDArray[np.int64], NDArray[np.int64]]:
+    """(…, C, C + 1) -> tp, fp, fn (…, C)."""
+    tp = np.ascontiguousarray(np.diagonal(matrices, axis1=-2, axis2=-1))
+    return tp, matrices[..., :-1].sum(axis=-2) - tp, matrices.sum(axis=-1) - tp
 
 
 def empty(classes: int) -> Counts:
@@ -88,7 +98,8 @@ def empty(classes: int) -> Counts:
     none = np.zeros((0, classes), np.int64)
     shape = (classes, classes + 1)
     zero = np.zeros(shape, np.int64)
-    return Counts(np.zeros(0, np.int64), none, none, none, zero, np.zeros((len(BANDS), *shape), np.int64))
+    bands, near = np.zeros((len(BANDS), *shape), np.int64), np.zeros((3, len(BANDS), 0, classes), np.int64)
+    return Counts(np.zeros(0, np.int64), none, none, none, zero, bands, near)
 
 
 def joined(parts: Sequence[Counts], classes: int) -> Counts:
@@ -101,5 +112,6 @@ def joined(parts: Sequence[Counts], classes: int) -> Counts:
         np.concatenate([part.fn for part in all_]),
         np.sum([part.matrix for part in all_], axis=0),
         np.sum([part.bands for part in all_], axis=0),
+        np.concatenate([part.near for part in all_], axis=2),
     )
     return whole.chosen(np.argsort(whole.frames, kind="stable").tolist())

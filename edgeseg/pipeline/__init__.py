@@ -36,6 +36,7 @@ from edgeseg.pipeline.sampling import calibration_notes, preprocessing_checked, 
 from edgeseg.pipeline.search.build import Mixed, mixed_for
 from edgeseg.pipeline.search.floor import Floor
 from edgeseg.segmenter import engine_of
+from edgeseg.selfcheck import gpu_of
 from edgeseg.spec import spec_for
 from edgeseg.trials import document
 from edgeseg.trials.choose import Measured, choose
@@ -274,6 +275,7 @@ def build(
     choice = choose(measured, precision, max_miou_drop, metric, max_class_drop)
     small_fp32 = small_network.fp32 if small_network is not None else None
     placed = placements(engines, network.fp32, small_fp32, mixed.kept if mixed is not None else {})
+    gpus = [gpu for name in runs_on if (gpu := gpu_of(name)) is not None]
     report: dict[str, Any] = {
         "schema": "edgeseg.build/1",
         "name": read_spec.name,
@@ -292,6 +294,7 @@ def build(
         "preparation": {**prepared.row, "recovered": learned} if prepared is not None else None,
         **calibration_notes(picked, doubt, prepared.convergence if prepared is not None else None),
         "evaluation": judged,
+        "per_frame": document.per_frame_row(accuracy, verdict, choice.name) if accuracy and verdict else None,
         "baseline": baseline.to_json() if baseline else before and before.baseline,
         "engines": [
             document.engine_row(
@@ -309,7 +312,7 @@ def build(
         "reasons": [*(mixed.reasons if mixed is not None else ()), *choice.reasons],
         "seconds": {name: round(seconds, 2) for name, seconds in console.seconds.items()},
         "peak_rss_mb": peak_rss_mb(),
-        "machine": machine(),
+        "machine": machine() | ({"gpu": gpus[0]} if gpus else {}),
         "versions": versions(),
     }
     bundle = assemble(read_spec, tried, choice.name, look, network, small_network, report)

@@ -92,6 +92,11 @@ def _lines(document: Document) -> Iterator[str]:
     cold = document.get("cold_ms")
     if cold:
         yield f"{cold['open']:.0f} ms to open, {cold['first_frame']:.1f} ms for the first frame"
+    weights = [f"{document['size_mb']:.2f} MB of files"] if document.get("size_mb") is not None else []
+    if document.get("memory_mb") is not None:
+        weights.append(f"{document['memory_mb']:.0f} MB of memory in a process of its own")
+    if weights:
+        yield ", ".join(weights)
     yield from _bounds(document)
     yield from _multi_stream(document.get("multi_stream"))
     yield from _camera(document.get("camera"))

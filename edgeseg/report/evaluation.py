@@ -28,7 +28,7 @@ def eval_table(document: Mapping[str, Any]) -> str:
     if len(sequences := document.get("sequences") or ()) > 1:
         found.append(table(_SEQUENCE, _sequences(sequences)) + _more(sequences))
     if boundary := document.get("boundary"):
-        found.append(table(_BOUNDARY, _boundary(boundary, document)))
+        found.append(table(*_boundary(boundary, document)))
     if mixed := _mixed(document):
         found.append(table(("labelled", "predicted", "of the class %"), mixed))
     if worst := document.get("worst_frames"):
@@ -61,7 +61,7 @@ def eval_section(document: Mapping[str, Any]) -> str:
         cells = [tuple(map(escape, row)) for row in _sequences(sequences)]
         body.append(f"<h3>By sequence</h3>{parts.table(_SEQUENCE, cells)}<p>{escape(_more(sequences).strip())}</p>")
     if boundary := document.get("boundary"):
-        body.append(f"<h3>Near boundaries between labels</h3>{parts.table(_BOUNDARY, _boundary(boundary, document))}")
+        body.append(f"<h3>Near boundaries between labels</h3>{parts.table(*_boundary(boundary, document))}")
     body.append(_matrix(document))
     if worst := document.get("worst_frames"):
         cells = [tuple(map(escape, row)) for row in _frames(worst)]
@@ -70,7 +70,6 @@ def eval_section(document: Mapping[str, Any]) -> str:
 
 
 _SEQUENCE = ("sequence", "frames", "mIoU %", "pixels right %")
-_BOUNDARY = ("pixels from a boundary", "mIoU %", "pixels right %", "of all pixels %")
 
 
 def _classes(document: Mapping[str, Any]) -> tuple[tuple[str, ...], list[tuple[str, ...]]]:
@@ -132,13 +131,22 @@ def _pair(one: Mapping[str, Any]) -> tuple[str, str]:
     return number(one["miou"], 2, 100), number(one.get("pixel_accuracy"), 2, 100)
 
 
-def _boundary(boundary: Mapping[str, Any], document: Mapping[str, Any]) -> list[tuple[str, ...]]:
+def _boundary(
+    boundary: Mapping[str, Any], document: Mapping[str, Any]
+) -> tuple[tuple[str, ...], list[tuple[str, ...]]]:
+    """Header and rows; with intervals where the document has them."""
     total = sum(map(sum, document["confusion"])) + sum(document.get("unassigned") or ())
-    rows = [
-        (f"up to {width}", *_pair(band), number(band["pixels"] / total if total else None, 2, 100))
-        for width, band in boundary.items()
-    ]
-    return [*rows, ("any", *_pair(document), "100.00")]
+    ends = _intervals(document)
+    known = bool(ends) and any("interval" in band for band in boundary.values())
+    rows = []
+    for width, band in (*boundary.items(), (None, document)):
+        miou, right = _pair(band)
+        interval = ends["miou"] if known and width is None else band.get("interval")
+        share = 1.0 if width is None else band["pixels"] / total if total else None
+        name = "any" if width is None else f"up to {width}"
+        rows.append((name, miou, *((_range(interval),) if known else ()), right, number(share, 2, 100)))
+    middle = (f"{100 * ends['level']:g} % interval",) if known else ()
+    return ("pixels from a boundary", "mIoU %", *middle, "pixels right %", "of all pixels %"), rows
 
 
 def _mixed(document: Mapping[str, Any]) -> list[tuple[str, str, str]]:

@@ -225,6 +225,8 @@ def _factor(metric: str) -> float:
 def _unit(metric: str) -> str:
     if metric.startswith(SHARES):
         return " %"
+    if metric.endswith("_mb"):
+        return " MB"
     timed = metric.startswith(("latency", "end_to_end", "cold", "stages")) and not metric.endswith("count")
     return " ms" if timed else ""
 

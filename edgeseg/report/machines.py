@@ -11,7 +11,7 @@ from edgeseg.report.parts import table
 from edgeseg.report.sources import Source
 from edgeseg.report.text import DASH
 
-_FACTS = ("cpu", "architecture", "cores_usable", "isa", "memory_mb", "os", "python", "virtual", "governor")
+_FACTS = ("cpu", "gpu", "architecture", "cores_usable", "isa", "memory_mb", "os", "python", "virtual", "governor")
 
 
 def machines_section(found: Sequence[Source]) -> str:

@@ -10,8 +10,10 @@ from typing import Any
 from edgeseg.errors import BadInput
 from edgeseg.report.sources import Source
 
-# Latencies are in ms, shares from 0 to 1, sizes in bytes.
-LESS_IS_BETTER = ("latency", "end_to_end", "cold", "stages", "bytes", "frames.dropped", "frames.failed")
+# Latencies are in ms, shares from 0 to 1, sizes in bytes, or MB (10^6) and memory in MiB where the name says _mb.
+LESS_IS_BETTER = (
+    *("latency", "end_to_end", "cold", "stages", "bytes", "size_mb", "memory_mb", "frames.dropped", "frames.failed"),
+)
 _ANYWHERE = ("dropped", "late", "missed", "missed_share", "mask_age_ms", "service_ms", "load", "flicker")
 
 
@@ -27,10 +29,11 @@ class Measured:
 
     @property
     def machine(self) -> str:
-        """The processor and how many cores may be used, in words."""
+        """The processor, how many cores may be used, and the GPU where the document names one, in words."""
         here = self.source.document.get("machine") or {}
         cores = here.get("cores_usable")
-        return str(here.get("cpu") or "unknown machine") + (f", {cores:g} cores" if cores is not None else "")
+        parts = (here.get("cpu") or "unknown machine", None if cores is None else f"{cores:g} cores", here.get("gpu"))
+        return ", ".join(str(part) for part in parts if part is not None)
 
 
 def less_is_better(metric: str) -> bool:
@@ -62,6 +65,8 @@ def _bench(source: Source) -> Iterator[Measured]:
         **_flat("end_to_end", document.get("end_to_end_ms")),
         **_flat("cold", document.get("cold_ms")),
         "fps": document.get("fps"),
+        "size_mb": document.get("size_mb"),
+        "memory_mb": document.get("memory_mb"),
     }
     for key in ("multi_stream", "offline", "camera"):
         values |= _flat(key, document.get(key))

@@ -8,8 +8,13 @@ from typing import Any
 from calibration import ScaleTable
 from edgeseg.backends import Engine
 from edgeseg.data.reader import Reading
+from edgeseg.data.sequences import in_order
 from edgeseg.measure.confusion import scores
 from edgeseg.measure.evaluate import Accuracy
+
+# Numbers of single frames in a document at most: two engines on 500 frames of 19 classes. A bundle is read whenever it
+# is opened, and on a device that should stay quick.
+MOST_COUNTS = 60_000
 
 
 def points(accuracy: Mapping[str, Accuracy], names: Sequence[str]) -> dict[str, float]:
@@ -83,5 +88,31 @@ def evaluation_row(accuracy: Mapping[str, Accuracy], reading: Reading) -> dict[s
         "frames": first.frames,
         "labelled": first.labelled,
         "split": reading.split.name,
+        "digest": reading.split.digest(reading.indices, labels=True),
         "skipped": [{"name": s.name, "reason": s.reason} for s in reading.skipped],
+    }
+
+
+def per_frame_row(accuracy: Mapping[str, Accuracy], reading: Reading, chosen: str) -> dict[str, Any] | None:
+    """Counts of each labelled frame for the first engine evaluated (FP32) and the chosen one, frames in their order.
+
+    With them two builds are compared frame by frame. None without labels, and where they would be more than MOST_COUNTS
+    numbers.
+    """
+    names = dict.fromkeys((next(iter(accuracy)), chosen))
+    kept = {name: accuracy[name].per_frame for name in names if name in accuracy}
+    first = kept.get(chosen)
+    if first is None or sum(one.counts.size for one in kept.values() if one is not None) > MOST_COUNTS:
+        return None
+    videos = dict(zip(reading.split.names, reading.split.sequences, strict=True))
+    sequences = [videos[name] for name in first.names]
+    order = list(in_order(first.names, sequences))
+    return {
+        "names": [first.names[k] for k in order],
+        "sequences": [sequences[k] for k in order],
+        "engines": {
+            name: dict(zip(("tp", "fp", "fn"), one.counts[:, order].tolist(), strict=True))
+            for name, one in kept.items()
+            if one is not None and one.names == first.names
+        },
     }

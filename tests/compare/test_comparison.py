@@ -256,3 +256,46 @@ def test_names_from_files_stay_names(tmp_path: Path, timed: Any) -> None:
     assert "<script>" not in text
     assert "@all" not in text
     assert ElementTree.fromstring(junit(found)).tag == "testsuites"
+
+
+def test_cold_starts_of_one_call_are_not_compared(tmp_path: Path, timed: Any) -> None:
+    """The first to be opened loads the runtime, so the second always looks better."""
+    cold = [{"open": 107.0, "first_frame": 54.0}, {"open": 28.0, "first_frame": 54.0}]
+    pair = [one | {"cold_ms": times} for one, times in zip(timed, cold, strict=True)]
+    row = metrics(compared(tmp_path, *pair))["cold.open"]
+    assert (row["verdict"], row["interval"]) == ("cannot tell", None)
+    assert row["reason"].startswith("opened in one call")
+    apart = [pair[0], pair[1] | {"run": "another"}]
+    assert metrics(compared(tmp_path, *apart))["cold.open"]["verdict"] == "better"
+
+
+def test_size_and_memory_of_an_engine(tmp_path: Path, timed: Any) -> None:
+    before, after = timed[0] | {"size_mb": 1.8, "memory_mb": 57.3}, timed[0] | {"size_mb": 7.2, "memory_mb": 57.4}
+    budget = '[size]\nmax_rise = "10 %"\n[memory]\nmax_rise = "5 %"\nmax = "60 MB"\n'
+    found = compared(tmp_path, before, after, budget=budget)
+    rows = metrics(found)
+    assert gate_of(found) == ("failed", 1)
+    assert (rows["size"]["verdict"], rows["size"]["gate"], rows["size"]["change"]) == ("worse", "failed", 300.0)
+    assert (rows["memory"]["verdict"], rows["memory"]["gate"]) == ("same", "passed")
+    found = compared(tmp_path, before, before | {"memory_mb": 70.0}, budget=budget)
+    assert (metrics(found)["memory"]["verdict"], metrics(found)["memory"]["gate"]) == ("worse", "failed")
+    # Other processors have other kernels, that need other memory; files are of one size everywhere.
+    elsewhere = after | {"run": "another", "machine": after["machine"] | {"cpu": "another"}}
+    rows = metrics(compared(tmp_path, before, elsewhere, budget=budget))
+    assert rows["memory"]["reason"].startswith("another machine: cpu")
+    assert rows["size"]["verdict"] == "worse"
+    # Older documents hold neither.
+    rows = metrics(compared(tmp_path, timed[0], after, budget=budget))
+    assert {rows[name]["reason"] for name in ("size", "memory")} == {"it was not measured on both sides"}
+
+
+def test_another_gpu_is_another_machine_and_none_is_not(tmp_path: Path, timed: Any) -> None:
+    def on(gpu: str | None) -> dict[str, Any]:
+        found: dict[str, Any] = timed[1] | {"run": "another", "machine": timed[1]["machine"] | {"gpu": gpu}}
+        return found
+
+    before = timed[0] | {"machine": timed[0]["machine"] | {"gpu": "GPU A"}}
+    told = metrics(compared(tmp_path, before, on("GPU B")))["latency.p50"]
+    assert (told["interval"], told["reason"]) == (None, "another machine: gpu is GPU A and GPU B")
+    for gpu in ("GPU A", None):
+        assert metrics(compared(tmp_path, before, on(gpu)))["latency.p50"]["interval"] is not None

@@ -68,7 +68,7 @@ def test_parts_in_any_order_give_the_same_whole() -> None:
     parts = [gathered([k], [seen[k]], CLASSES) for k in (4, 0)]
     parts += [gathered([6, 5, 1], [seen[6], seen[5], seen[1]], CLASSES), gathered([2, 3], seen[2:4], CLASSES)]
     other = joined([*parts, gathered([], [], CLASSES)], CLASSES)
-    for name in ("frames", "tp", "fp", "fn", "matrix", "bands"):
+    for name in ("frames", "tp", "fp", "fn", "matrix", "bands", "near"):
         np.testing.assert_array_equal(getattr(whole, name), getattr(other, name))
         assert getattr(other, name).dtype == np.int64
     matrix = sum(np.array(slow(*pair(k), None)) for k in range(7))
@@ -76,6 +76,16 @@ def test_parts_in_any_order_give_the_same_whole() -> None:
     np.testing.assert_array_equal((whole.tp + whole.fn).sum(axis=0), np.sum(matrix, axis=1))
     np.testing.assert_array_equal((whole.tp + whole.fp).sum(axis=0), np.sum(matrix, axis=0)[:CLASSES])
     assert joined([], CLASSES).tp.shape == (0, CLASSES)
+    assert joined([], CLASSES).near.shape == (3, len(BANDS), 0, CLASSES)
+    for at, width in enumerate(BANDS):
+        for k in (0, 6):
+            one = np.array(slow(*pair(k), width))
+            tp, fp, fn = whole.near[:, at, k]
+            assert tp.tolist() == np.diagonal(one).tolist()
+            assert (tp + fn).tolist() == one.sum(axis=1).tolist()
+            assert (tp + fp).tolist() == one.sum(axis=0)[:CLASSES].tolist()
+    back = whole.chosen([6, 0, 1, 2, 3, 4, 5])
+    np.testing.assert_array_equal(back.near[:, :, 0], whole.near[:, :, 6])
 
 
 def test_predictions_of_no_class_are_wrong_and_no_class_is_blamed() -> None:

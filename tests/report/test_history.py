@@ -62,6 +62,31 @@ def test_what_does_not_compare_is_a_series_of_its_own(results: Path) -> None:
     assert "too short" in history_table(found)
 
 
+def test_another_gpu_is_another_machine(tmp_path: Path) -> None:
+    for at, gpu in enumerate((None, "GPU A", "GPU B", "GPU A")):
+        here = MACHINE | {"time": day(at)} | ({"gpu": gpu} if gpu else {})
+        put(tmp_path, f"{at}.json", bench(day(at), 5.0, machine=here))
+    series = history([tmp_path], ["latency.p50"]).series
+    assert {one.machine: len(one.runs) for one in series} == {
+        "a processor, 2 cores": 1,
+        "a processor, 2 cores, GPU A": 2,
+        "a processor, 2 cores, GPU B": 1,
+    }
+    assert "GPU A" in history_table(history([tmp_path]))
+
+
+def test_size_and_memory_less_is_better(tmp_path: Path) -> None:
+    for at in range(16):
+        grown = {"size_mb": 2.0, "memory_mb": (80.0 if at >= 8 else 60.0) + 0.01 * (at * 7 % 5)}
+        put(tmp_path, f"{at}.json", bench(day(at), 5.0, **grown))
+    found = history([tmp_path], ["memory_mb", "size_mb"])
+    memory, size = found.series
+    assert [cut.index for cut in memory.changes] == [8]
+    assert size.changes == ()
+    assert "memory_mb worse from 2026-03-09" in history_table(found)
+    assert "to 80.015 MB, +33.3 %" in history_table(found)
+
+
 def test_one_metric_of_many(results: Path) -> None:
     (series,) = history([results], ["iou.pole"]).series
     assert series.runs[0].value == pytest.approx(0.5)
