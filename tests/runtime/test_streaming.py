@@ -385,7 +385,7 @@ def test_a_sink_that_cannot_be_closed_does_not_take_the_document_with_it(
         raise OSError("no space left on device")
 
     monkeypatch.setattr(masks.MaskFiles, "close", close)
-    document = edgeseg.stream(built, "street:80x60@200?frames=3", masks=tmp_path, agreement=0)
+    document = edgeseg.stream(built, "street:80x60@200?frames=3", masks=tmp_path, agreement=0, policy="every")
     assert document["failure"] == {"message": "no space left on device", "exit_code": 2}
     assert document["frames"]["processed"] == 3
 
