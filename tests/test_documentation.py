@@ -72,6 +72,7 @@ def test_commands_take_these_arguments(command: str, tmp_path: Path, monkeypatch
         "stream.json",
         "rewrite.json",
         "small.pt2",
+        "segnet.pt",
     ):
         (tmp_path / name).touch()
     (tmp_path / "labels").mkdir()
