@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import operator
-from collections.abc import Iterable
+from collections.abc import Container, Iterable, Iterator
 from itertools import count
 from math import prod
 from typing import Any, TypeAlias, TypeVar
@@ -166,6 +166,17 @@ def constant(network: Network, node: Any) -> Tensor | None:
 def calls(network: Network, node: fx.Node) -> list[fx.Node]:
     """All nodes that call the module which this one calls."""
     return [other for other in network.graph.nodes if other.op == "call_module" and other.target == node.target]
+
+
+def first_calls(network: Network, only: Container[str] | None = None) -> Iterator[tuple[str, fx.Node]]:
+    """Each module that is called, by name, and the first node that calls it; `only`: of these names.
+
+    Those that calls are given to while it runs do not come.
+    """
+    names = dict.fromkeys(str(node.target) for node in network.graph.nodes if node.op == "call_module")
+    for name in names:
+        if only is None or name in only:
+            yield name, next(node for node in network.graph.nodes if node.target == name)
 
 
 def place(network: Network, wanted: str, module: nn.Module) -> str:

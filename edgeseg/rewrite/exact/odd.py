@@ -18,6 +18,7 @@ from edgeseg.rewrite.exact.graph import (
     conv_of,
     crop,
     double,
+    first_calls,
     follow,
     macs,
     new_conv,
@@ -40,11 +41,9 @@ def apply(network: Network, size: Pair, only: Container[str] | None = None) -> l
     """Makes all kernels odd that have an even side, in place; `only`: names of modules."""
     changes: list[Change] = []
     propagate(network, size)
-    names = dict.fromkeys(str(node.target) for node in network.graph.nodes if node.op == "call_module")
-    for name in names:
-        node = next(node for node in network.graph.nodes if node.target == name)
+    for name, node in first_calls(network, only):
         conv = conv_of(network, node)
-        if conv is None or (only is not None and name not in only) or len(shape(node)) != 4:
+        if conv is None or len(shape(node)) != 4:
             continue
         if any(side % 2 == 0 for side in conv.kernel_size):
             changes.append(_rewrite(network, name, conv, calls(network, node)))

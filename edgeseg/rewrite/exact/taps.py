@@ -16,6 +16,7 @@ from edgeseg.rewrite.exact.graph import (
     calls,
     conv_of,
     double,
+    first_calls,
     macs,
     new_conv,
     padding_of,
@@ -39,11 +40,9 @@ def apply(network: Network, size: Pair, only: Container[str] | None = None) -> l
     """
     changes: list[Change] = []
     propagate(network, size)
-    names = dict.fromkeys(str(node.target) for node in network.graph.nodes if node.op == "call_module")
-    for name in names:
-        node = next(node for node in network.graph.nodes if node.target == name)
+    for name, node in first_calls(network, only):
         conv = conv_of(network, node)
-        if conv is None or (only is not None and name not in only) or len(shape(node)) != 4:
+        if conv is None or len(shape(node)) != 4:
             continue
         nodes = calls(network, node)
         lengths = [(plane(source(call)), plane(call)) for call in nodes]

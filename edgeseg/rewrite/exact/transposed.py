@@ -18,6 +18,7 @@ from edgeseg.rewrite.exact.graph import (
     crop,
     depth_to_space,
     double,
+    first_calls,
     follow,
     macs,
     module_of,
@@ -43,11 +44,9 @@ def apply(network: Network, size: Pair, only: Container[str] | None = None) -> l
     """
     changes: list[Change] = []
     propagate(network, size)
-    names = dict.fromkeys(str(node.target) for node in network.graph.nodes if node.op == "call_module")
-    for name in names:
-        node = next(node for node in network.graph.nodes if node.target == name)
+    for name, node in first_calls(network, only):
         module = module_of(network, node, nn.ConvTranspose2d)
-        if module is None or (only is not None and name not in only):
+        if module is None:
             continue
         if any(module.stride[axis] > 1 and module.dilation[axis] > 1 for axis in (0, 1)) or len(shape(node)) != 4:
             continue
