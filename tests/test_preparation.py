@@ -21,7 +21,7 @@ from edgeseg.graph import Graph
 from edgeseg.pipeline import build
 from edgeseg.pipeline.frames import QUICK, Effort, effort_for
 from edgeseg.pipeline.network import Network, files_of, network_in
-from edgeseg.pipeline.prepare import SAME, evened, fitted_to, ready
+from edgeseg.pipeline.prepare import LEAST_GAIN, SAME, evened, fitted_to, ready
 from edgeseg.quantize import DIALECTS, ONNXRUNTIME_X86, ONNXRUNTIME_X86_NO_VNNI, OPENVINO, TENSORRT
 from edgeseg.quantize import fitted as stored
 from edgeseg.quantize.fitted import Fitted
@@ -108,7 +108,7 @@ def test_what_does_not_help_is_not_done(reading: Reading) -> None:
     model = making.unet()
     even, row = evened(model, reading, load_recipe("mse"), [TENSORRT], Effort(), use_cache=False, console=QUIET)
     kept = row["equalized"] > 0
-    assert kept == (row["gain_db"]["tensorrt"] >= 0.1)
+    assert kept == (row["gain_db"]["tensorrt"] >= LEAST_GAIN)
     assert (even.graph != model.graph) == kept
     same, nothing = evened(model, reading, load_recipe("mse"), [TENSORRT], QUICK, use_cache=False, console=QUIET)
     assert same is model

@@ -33,12 +33,14 @@ from edgeseg.quantize.fold import folded
 from edgeseg.quantize.rounding import adapted
 from edgeseg.types import FRAME, LOGITS, MASK, Frames, OnnxModel
 
-JUDGES = 8  # frames that decide whether channels stay evened out
-LEAST_GAIN = 0.1  # dB of the scores, as the mean over dialects: less is chance
+JUDGES = 4  # frames that decide whether channels stay evened out
+LEAST_GAIN = (
+    2.0  # dB of the scores, the mean over dialects: other frames judged the same factors up to 2 dB differently
+)
 SAME = 0.9995  # share of pixels that the graph must label as before: ONNX Runtime's kernels differ by as much
 _MEMORY = 256 << 20  # bytes of frames that weights are fitted to
 _FITTED = 16  # frames, at most: 32 did not change what rounding gains
-_RANGED = 16  # frames whose ranges decide how channels are evened out, and by which that is judged
+_RANGED = 8  # frames whose ranges decide how channels are evened out, and by which that is judged
 
 
 @dataclass(frozen=True, slots=True)
@@ -107,12 +109,13 @@ def evened(
         frames = fitting_frames(reading, fp32, _RANGED + JUDGES)
         judges, ranged = frames[-JUDGES:], frames[:-JUDGES] or frames
         fold = folded(fp32)
-        whole = fold.model if _same(fp32, fold.model, judges) else fp32
+        masks, scores = _answers(fp32, judges)
+        whole = fold.model if _same(fp32, fold.model, judges, masks) else fp32
         even = equalized(whole, seen=channel_ranges(whole, probe, ranged, quantize.TENSORRT))
         row = {**nothing, "folded": len(fold.done) if whole is not fp32 else 0}
         found = whole
-        if even.pairs and _same(fp32, even.model, judges):
-            errs = [_errors(model, fp32, ranged, judges, recipe, dialects) for model in (whole, even.model)]
+        if scores and even.pairs and _same(fp32, even.model, judges, masks):
+            errs = [_errors(model, ranged, judges, scores, recipe, dialects) for model in (whole, even.model)]
             row["gain_db"] = {name: round(errs[1][name] - errs[0][name], 2) for name in errs[0]}
             if row["gain_db"] and float(np.mean(list(row["gain_db"].values()))) >= LEAST_GAIN:
                 found, row["equalized"] = even.model, len(even.pairs)
@@ -206,28 +209,35 @@ def fitting_frames(reading: Reading, model: OnnxModel, most: int = _FITTED) -> l
     return found
 
 
-def _same(before: OnnxModel, after: OnnxModel, frames: Sequence[Frames]) -> bool:
-    """Whether a graph that should compute the same does."""
+def _answers(model: OnnxModel, frames: Sequence[Frames]) -> tuple[list[NDArray[Any]], list[NDArray[Any]]]:
+    """Masks and scores of frames; no scores where the network decides without any."""
+    scored = quantize.Graph(model.graph).producer(LOGITS) is not None
+    seen = list(probe(model.graph, [MASK, LOGITS] if scored else [MASK], frames))
+    return [values[MASK] for values in seen], [values[LOGITS] for values in seen] if scored else []
+
+
+def _same(before: OnnxModel, after: OnnxModel, frames: Sequence[Frames], masks: Sequence[NDArray[Any]]) -> bool:
+    """Whether a graph that should compute the same does: `masks` are those of `before`."""
     if before is after:
         return True
-    sessions = [inference_session(model.graph) for model in (before, after)]
-    masks = [[session.run([MASK], {FRAME: frame})[0] for frame in frames] for session in sessions]
-    return float(np.mean(np.stack(masks[0]) == np.stack(masks[1]))) >= SAME
+    session = inference_session(after.graph)
+    got = [session.run([MASK], {FRAME: frame})[0] for frame in frames]
+    return float(np.mean(np.stack(masks) == np.stack(got))) >= SAME
 
 
 def _errors(
     model: OnnxModel,
-    fp32: OnnxModel,
     ranged: Sequence[Frames],
     judges: Sequence[Frames],
+    exact: Sequence[NDArray[np.float32]],
     recipe: Recipe,
     dialects: Sequence[quantize.Dialect],
 ) -> dict[str, float]:
-    """By dialect, the signal-to-noise ratio in dB of the INT8 network's scores; empty where it cannot be told."""
+    """By dialect, the signal-to-noise ratio in dB of the INT8 network's scores; empty where it cannot be told.
+
+    `exact`: the FP32 network's scores of `judges`.
+    """
     graph = quantize.Graph(model.graph)
-    if graph.producer(LOGITS) is None:
-        return {}
-    exact = [values[LOGITS] for values in probe(fp32.graph, [LOGITS], judges)]
     tensors = sorted(set().union(*(quantize.place(graph, dialect).observed for dialect in dialects)))
     found = {}
     try:

@@ -1,12 +1,8 @@
 """Adaptive rounding: each weight to the integer that serves the layer's output, which is not always the nearest.
 
 For a row w of a convolution, read as a matrix, and patches x of its quantized inputs, the error of integers q of scale
-s is s² uᵀHu with u = q - w/s and H the second moments of x. Two steps bring it down: rounding one weight after the
-other while those to come make up for the error (Frantar et al., "GPTQ: Accurate Post-Training Quantization for
-Generative Pre-trained Transformers", 2022, in a fixed order), then coordinate descent on the integers until no single
-one can be changed for the better (the objective of Nagel et al., "Up or Down? Adaptive Rounding for Post-Training
-Quantization", 2020, minimised directly). A layer keeps its new integers only if frames that were held out confirm a
-gain.
+s is s² uᵀHu with u = q - w/s and H the second moments of x (edgeseg/quantize/integers.py brings it down). A layer keeps
+its new integers only if frames that were held out confirm a gain.
 """
 
 from __future__ import annotations
@@ -24,6 +20,7 @@ from edgeseg.errors import ModelError
 from edgeseg.graph import Graph
 from edgeseg.quantize.correct import Probe
 from edgeseg.quantize.dialects import Dialect
+from edgeseg.quantize.integers import Array, Integers, adapt, error
 from edgeseg.quantize.placement import Placement, place
 from edgeseg.quantize.weights import rounded
 from edgeseg.quantize.write import quantize, weight_name
@@ -32,13 +29,8 @@ from edgeseg.types import Frames, OnnxModel
 if TYPE_CHECKING:
     import onnx
 
-Array = NDArray[np.float64]
-Integers = NDArray[np.int8]
-
-LARGEST = 2600  # inputs of one output (channels times kernel): beyond, moments and their inverse take half a GB
+LARGEST = 2600  # inputs of one output (channels times kernel): beyond, moments and their factor take half a GB
 MEMORY = 256 * 2**20  # bytes of moments that are collected at a time
-DAMPING = 0.01  # of the mean of the moments' diagonal, added to it: patches are too few to trust small eigenvalues
-SWEEPS = 20  # of coordinate descent, at most
 LEAST_GAIN = 0.05  # dB on held-out frames: less is chance, and not worth other integers
 _PATCHES = 8  # patches wanted for each input of an output: below some 4, moments of that many inputs are noise
 
@@ -164,86 +156,6 @@ def adapted(
             found.integers[node.name], found.gained[node.name] = better, gain
             written.replace_constant(weight_name(node.name), better)
     return found
-
-
-def adapt(exact: Array, moments: Array, groups: int, limit: int) -> Integers:
-    """Integers int8 (K, C / groups, kh, kw) in -limit to limit for weights in units of their scales.
-
-    `moments`: float64 (groups, D, D) of the patches, D = C / groups · kh · kw. A channel's integers are never worse,
-    by these moments, than nearest ones; inputs that are always zero get the nearest.
-    """
-    goal = exact.reshape(groups, -1, moments.shape[-1])  # (G, K / G, D)
-    diagonal = np.einsum("gdd->gd", moments)
-    damp = DAMPING * diagonal.mean(1, keepdims=True)
-    damp[damp <= 0] = 1.0  # all inputs are zero: any integers do, nearest are taken
-    damped = moments + damp[:, :, None] * np.eye(moments.shape[-1])
-    nearest = np.clip(np.rint(goal), -limit, limit)
-    ahead = _descended(goal, _compensated(goal, damped, limit), damped, limit)
-    plain = _descended(goal, nearest, damped, limit)
-    best, least = nearest, _squares(nearest - goal, damped)
-    for codes in (plain, ahead):
-        errors = _squares(codes - goal, damped)
-        better = errors < least * (1 - 1e-9)
-        best, least = np.where(better[:, :, None], codes, best), np.where(better, errors, least)
-    return best.reshape(exact.shape).astype(np.int8)
-
-
-def error(difference: Array, moments: Array, groups: int, scales: NDArray[np.float32]) -> float:
-    """The mean square of what the output of a layer is off by, summed over its channels.
-
-    `difference`: (K, C / groups, kh, kw) in units of `scales` (K,).
-    """
-    rows = (difference * scales.astype(np.float64).reshape(-1, 1, 1, 1)).reshape(groups, -1, moments.shape[-1])
-    return float(_squares(rows, moments).sum())
-
-
-def _squares(rows: Array, moments: Array) -> Array:
-    """uᵀHu of rows (G, K, D): (G, K)."""
-    found: Array = np.einsum("gkd,gkd->gk", np.matmul(rows, moments), rows)
-    return found
-
-
-def _compensated(goal: Array, moments: Array, limit: int) -> Array:
-    """One column rounded after the other, its error spread over those to come; largest moments first."""
-    order = np.argsort(-np.einsum("gdd->gd", moments), axis=1, kind="stable")
-    back = np.argsort(order, axis=1)
-    sorted_moments = np.take_along_axis(
-        np.take_along_axis(moments, order[:, :, None], axis=1), order[:, None, :], axis=2
-    )
-    # The rows of the upper Cholesky factor of the inverse say how what is left is best changed, one row a column.
-    inverse = np.linalg.inv(sorted_moments)
-    factor = np.linalg.cholesky((inverse + inverse.transpose(0, 2, 1)) / 2).transpose(0, 2, 1)
-    left = np.take_along_axis(goal, order[:, None, :], axis=2)
-    codes = np.empty_like(left)
-    for column in range(left.shape[2]):
-        codes[:, :, column] = np.clip(np.rint(left[:, :, column]), -limit, limit)
-        missed = (left[:, :, column] - codes[:, :, column]) / factor[:, column, column, None]
-        left[:, :, column:] -= missed[:, :, None] * factor[:, None, column, column:]
-    return np.take_along_axis(codes, back[:, None, :], axis=2)
-
-
-def _descended(goal: Array, codes: Array, moments: Array, limit: int) -> Array:
-    """Integer by integer to the best value that it can have while the others stay, until none changes."""
-    codes = codes.copy()
-    gradient = np.matmul(codes - goal, moments)
-    diagonal = np.einsum("gdd->gd", moments)
-    for _ in range(SWEEPS):
-        changed = False
-        for column in range(codes.shape[2]):
-            own = codes[:, :, column]
-            # Halves stay: a step that changes nothing must not be taken back and forth.
-            step = -gradient[:, :, column] / diagonal[:, column, None]
-            step = np.clip(own + np.sign(step) * np.ceil(np.abs(step) - 0.5 - 1e-9), -limit, limit) - own
-            step[np.abs(step) < 0.5] = 0.0
-            group, row = np.nonzero(step)
-            if not len(group):
-                continue
-            changed = True
-            gradient[group, row] += step[group, row, None] * moments[group, column]
-            codes[group, row, column] += step[group, row]
-        if not changed:
-            break
-    return codes
 
 
 def _staged(

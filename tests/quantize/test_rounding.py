@@ -10,7 +10,8 @@ import pytest
 
 from edgeseg.backends.onnxruntime import probe
 from edgeseg.quantize import ONNXRUNTIME_X86, TENSORRT, Dialect, Graph, place, quantize, rounding
-from edgeseg.quantize.rounding import Moments, adapt, adapted, error
+from edgeseg.quantize.integers import adapt, compensated, descended, error, squares
+from edgeseg.quantize.rounding import Moments, adapted
 from edgeseg.quantize.weights import rounded
 from edgeseg.quantize.write import weight_name
 from edgeseg.types import LOGITS, Frames, OnnxModel
@@ -113,6 +114,35 @@ def test_no_channel_gets_worse_and_no_integer_leaves_its_range() -> None:
         )
         assert (after <= before * (1 + 1e-6)).all()
         assert after.sum() < 0.5 * before.sum()
+
+
+def test_compensation_is_that_of_gptq() -> None:
+    """The paper's own form: Cholesky factor of the inverse, what is left of a row changed after every column."""
+    rng = np.random.default_rng(5)
+    goal = rng.uniform(-9, 9, (2, 5, 150))
+    moments = np.stack([correlated(rng, 150) + 5 * np.eye(150) for _ in range(2)])
+    expected = np.empty_like(goal)
+    for group in range(2):
+        order = np.argsort(-np.diag(moments[group]), kind="stable")
+        factor = np.linalg.cholesky(np.linalg.inv(moments[group][np.ix_(order, order)])).T
+        left = goal[group][:, order].copy()
+        for column in range(150):
+            expected[group][:, order[column]] = np.clip(np.rint(left[:, column]), -7, 7)
+            missed = (left[:, column] - expected[group][:, order[column]]) / factor[column, column]
+            left[:, column:] -= np.outer(missed, factor[column, column:])
+    np.testing.assert_array_equal(compensated(goal, moments, 7), expected)
+
+
+def test_no_single_move_is_left_that_would_help() -> None:
+    rng = np.random.default_rng(6)
+    goal = rng.uniform(-8, 8, (3, 6, 40))
+    moments = np.stack([correlated(rng, 40) for _ in range(3)])
+    found = descended(goal, np.clip(np.rint(goal), -7, 7), moments, 7)
+    least = squares(found - goal, moments)
+    for column, step in itertools.product(range(40), (-1, 1)):
+        moved = found.copy()
+        moved[:, :, column] = np.clip(moved[:, :, column] + step, -7, 7)
+        assert (squares(moved - goal, moments) >= least * (1 - 1e-3)).all()
 
 
 def test_dead_inputs_keep_nearest_integers() -> None:
