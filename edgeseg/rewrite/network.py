@@ -22,6 +22,7 @@ from edgeseg.rewrite.capture import tidy as tidy
 from edgeseg.rewrite.tracing import plain_values
 from edgeseg.rewrite.values import Conv, Layer
 
+NARROW = 32  # channels of a 1x1 convolution, on either side, of which no rule could leave out enough to be worth it
 DEEPEST = 8192  # products for one output; the moments of a layer are a float64 matrix of that many rows and columns
 
 
@@ -73,8 +74,8 @@ def refusal(module: nn.Conv2d) -> str | None:
     conv = conv_of(module)
     if conv.groups > 1:
         return "already depthwise" if conv.groups == conv.inputs else f"already in {conv.groups} groups"
-    if conv.taps == 1:
-        return "already pointwise"
+    if conv.taps == 1 and min(conv.inputs, conv.outputs) <= NARROW:
+        return "already pointwise, and narrow"
     if conv.depth > DEEPEST:
         return f"too wide: {conv.depth} products for one output, at most {DEEPEST} can be fitted"
     if not all(bool(part.isfinite().all()) for part in module.parameters()):

@@ -353,7 +353,8 @@ def test_layers_come_in_call_order_with_nested_ones() -> None:
     [
         (nn.Conv2d(4, 4, 3), None),
         (nn.Conv2d(4, 4, (1, 3), stride=2, dilation=(1, 3)), None),
-        (nn.Conv2d(4, 4, 1), "already pointwise"),
+        (nn.Conv2d(64, 32, 1), "already pointwise, and narrow"),
+        (nn.Conv2d(64, 33, 1), None),
         (nn.Conv2d(4, 8, 3, groups=4), "already depthwise"),
         (nn.Conv2d(4, 8, 3, groups=2), "already in 2 groups"),
         (nn.Conv2d(911, 1, 3), "too wide: 8199"),
