@@ -20,7 +20,7 @@ Integers = NDArray[np.int8]
 DAMPING = 0.01  # of the mean of the moments' diagonal, added to it: patches are too few to trust small eigenvalues
 MOVES = 20  # of a row, at most, for each of its integers: they take far fewer
 _BLOCK = 64  # columns between which errors are passed on at once
-_ROWS = 2**20  # float32 numbers of a row's gradient that are moved together: they stay in a core's cache
+_AT_ONCE = 2**18  # float32 numbers of the gradients that are moved together: they stay in a core's own cache
 
 
 def adapt(exact: Array, moments: Array, groups: int, limit: int) -> Integers:
@@ -92,8 +92,9 @@ def descended(goal: Array, codes: Array, moments: Array, limit: int) -> Array:
     gradients = np.matmul(codes - goal, moments).astype(np.float32).reshape(-1, size)
     group_of = np.repeat(np.arange(goal.shape[0]), goal.shape[1])
     flat = found.reshape(-1, size)
-    for begin in range(0, len(flat), max(1, _ROWS // size)):
-        rows = np.arange(begin, min(begin + max(1, _ROWS // size), len(flat)))
+    each = max(1, _AT_ONCE // size)
+    for begin in range(0, len(flat), each):
+        rows = np.arange(begin, min(begin + each, len(flat)))
         _descend(flat, gradients, rows, group_of, narrow, diagonal.astype(np.float32), limit)
     return found
 

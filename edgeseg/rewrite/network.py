@@ -23,7 +23,9 @@ from edgeseg.rewrite.tracing import plain_values
 from edgeseg.rewrite.values import Conv, Layer
 
 NARROW = 32  # channels of a 1x1 convolution, on either side, of which no rule could leave out enough to be worth it
-DEEPEST = 8192  # products for one output; the moments of a layer are a float64 matrix of that many rows and columns
+DEEPEST = (
+    9216  # products for one output, 3x3 of 1024 channels: moments are a float64 matrix of as many rows and columns
+)
 
 
 @dataclass(slots=True)

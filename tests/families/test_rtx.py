@@ -1,6 +1,11 @@
-"""What the zoo adds to the networks of tests.tensorrt: the real parser and builder of TensorRT-RTX take it."""
+"""What the zoo adds to the networks of tests.tensorrt: the real parser and builder of TensorRT-RTX take it.
+
+EDGESEG_RTX_ALL=1 builds every family in every precision: some minutes.
+"""
 
 from __future__ import annotations
+
+import os
 
 import pytest
 
@@ -10,14 +15,14 @@ from tests.families import making
 from tests.families.families import FAMILIES
 from tests.tensorrt.test_rtx_families import _rtx, refused, variants
 
+ALL = bool(os.environ.get("EDGESEG_RTX_ALL"))
 SOME = ("patch", "fcn8s, caffe", "segnet", "deeplabv3+, stride 8", "pspnet", "resnext, shuffled", "u-net, cropped")
 
 
-@pytest.mark.parametrize("name", SOME)
-def test_tensorrt_rtx_builds_it_in_fp32_and_int8(name: str) -> None:
+@pytest.mark.parametrize("name", FAMILIES if ALL else SOME)
+def test_tensorrt_rtx_builds_it(name: str) -> None:
     _rtx()
     factory, arguments = FAMILIES[name]
-    wanted = ("fp32", "int8+fp16")
     for what, precision, graph in variants(making.made(factory, **arguments).model):
-        if what in wanted:
+        if ALL or what in ("fp32", "int8+fp16"):
             assert not refused(graph, precision), what
