@@ -296,7 +296,7 @@ def _flat_output(model: Torch, spec: ModelSpec, sample: Any, proto: onnx.ModelPr
 @contextlib.contextmanager
 def quiet() -> Iterator[None]:
     """Exporters warn about packages that are not installed and about their own deprecated parts."""
-    names = ("torch.onnx", "torch.export", "torch._export", "torch._subclasses.fake_tensor", "onnxscript")
+    names = ("torch.onnx", "torch.export", "torch._export", "torch._subclasses.fake_tensor", "onnxscript", "onnx_ir")
     loggers = [logging.getLogger(name) for name in names]
     levels = [logger.level for logger in loggers]
     with warnings.catch_warnings(), contextlib.redirect_stdout(io.StringIO()):

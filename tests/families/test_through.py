@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import logging
+
 import pytest
 
 pytest.importorskip("torch", reason="the networks are torch's")
@@ -41,6 +43,12 @@ def test_int8_says_nearly_the_same(name: str, backend: str) -> None:
     assert {"DequantizeLinear", "FakeQuantize"} & set(making.kinds(small.graph)), "nothing was quantized"
     given = making.masks(small, backend, found.frames, "int8")
     assert making.agreement(given, found.expected) >= INT8.get(name, 0.8)
+
+
+def test_exporters_say_nothing_that_a_user_cannot_act_on(caplog: pytest.LogCaptureFixture) -> None:
+    factory, arguments = FAMILIES["segnet"]
+    making.exported(lively(making.network(factory, **arguments), torch.cat(making.images(2))))
+    assert not [record.getMessage() for record in caplog.records if record.levelno >= logging.WARNING]
 
 
 def test_a_network_with_other_weights_is_found_out() -> None:
