@@ -19,9 +19,10 @@ from edgeseg.data import Reading, load_dataset, read
 from edgeseg.errors import BadInput, BundleError
 from edgeseg.graph import Graph
 from edgeseg.pipeline import build
+from edgeseg.pipeline.evening import LEAST_GAIN, SAME, evened
 from edgeseg.pipeline.frames import QUICK, Effort, effort_for
 from edgeseg.pipeline.network import Network, files_of, network_in
-from edgeseg.pipeline.prepare import LEAST_GAIN, SAME, evened, fitted_to, ready
+from edgeseg.pipeline.prepare import fitted_to, ready
 from edgeseg.quantize import DIALECTS, ONNXRUNTIME_X86, ONNXRUNTIME_X86_NO_VNNI, OPENVINO, TENSORRT
 from edgeseg.quantize import fitted as stored
 from edgeseg.quantize.fitted import Fitted

@@ -12,7 +12,9 @@ import numpy as np
 from edgeseg.data import Dataset, Reading, fit, pick, read
 from edgeseg.data.street import render
 from edgeseg.errors import BadInput, DatasetError
-from edgeseg.types import ModelSpec, Pixels
+from edgeseg.types import Frames, ModelSpec, Pixels
+
+MEMORY = 256 << 20  # bytes of frames that are held at once
 
 Preparation = Literal["equalization", "rounding", "bias"]  # of INT8
 
@@ -98,3 +100,17 @@ def look_at(reading: Reading | None, spec: ModelSpec, count: int) -> list[Pixels
         with suppress(DatasetError):  # one that cannot be read is named and counted where all of them are read
             found += prepared(one, spec)
     return found or list(prepared(reading, spec))
+
+
+def fitting_frames(reading: Reading, spec: ModelSpec, most: int) -> list[Frames]:
+    """The first frames, each a batch uint8 (1, H, W, 3) of the network's size; of large ones fewer."""
+    height, width = spec.input.size
+    count = max(2, min(most, MEMORY // (3 * height * width)))
+    found: list[Frames] = []
+    for index in reading.indices:
+        if len(found) == count:
+            break
+        with suppress(DatasetError):  # one that cannot be read is named and counted where all of them are read
+            one = read(reading.split, [index], color=reading.color, labels=False)
+            found += [frame[None] for frame in prepared(one, spec)]
+    return found

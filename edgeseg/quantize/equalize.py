@@ -11,9 +11,9 @@ for nothing. High-bias absorption, their section 4.1.3, changes the function whe
 from __future__ import annotations
 
 from collections import defaultdict
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 from numpy.typing import NDArray
@@ -73,34 +73,54 @@ class _Layer:
     inputs: Classes | None  # (groups, inputs); None where what it reads cannot be scaled
 
 
-def channel_ranges(model: OnnxModel, probe: Probe, frames: Iterable[Frames], dialect: Dialect) -> ChannelRanges:
-    """What was seen of every tensor that the dialect quantizes and that convolutions can scale."""
+def scalable(model: OnnxModel, dialect: Dialect) -> tuple[list[str], tuple[tuple[str, ...], ...]]:
+    """The tensors that the dialect quantizes and that convolutions can scale; and all groups that share one scale."""
     graph = Graph(model.graph)
     channels = Channels(graph)
     quantizers = place(graph, dialect).quantizers
-    tensors = sorted(tensor for tensor in quantizers if tensor in channels.of)
+    return sorted(tensor for tensor in quantizers if tensor in channels.of), tuple(dict.fromkeys(quantizers.values()))
+
+
+def channel_ranges(model: OnnxModel, probe: Probe, frames: Iterable[Frames], dialect: Dialect) -> ChannelRanges:
+    """What was seen of every tensor that the dialect quantizes and that convolutions can scale."""
+    tensors, groups = scalable(model, dialect)
     found: dict[str, NDArray[np.float32]] = {}
-    for values in probe(model.graph, tensors, frames) if tensors else ():
-        for tensor, value in values.items():
-            largest = np.abs(value).max(axis=(0, *range(2, value.ndim)))
+    for _ in followed(probe(model.graph, tensors, frames) if tensors else (), tensors, found):
+        pass
+    return ChannelRanges(found, groups)
+
+
+def followed(
+    batches: Iterable[Mapping[str, NDArray[Any]]], tensors: Sequence[str], found: dict[str, NDArray[np.float32]]
+) -> Iterator[Mapping[str, NDArray[Any]]]:
+    """The batches as they come, while `found` gathers the largest magnitude of each channel of the tensors."""
+    for values in batches:
+        for tensor in tensors:
+            value = values[tensor]
+            over = (0, *range(2, value.ndim))
+            largest = np.maximum(value.max(axis=over), -value.min(axis=over))
             found[tensor] = np.maximum(found[tensor], largest) if tensor in found else largest
-    return ChannelRanges(found, tuple(dict.fromkeys(quantizers.values())))
+        yield values
 
 
-def equalized(model: OnnxModel, *, seen: ChannelRanges | None = None, bitwise: bool = False) -> Equalized:
+def equalized(
+    model: OnnxModel, *, seen: ChannelRanges | None = None, bitwise: bool = False, strength: float = 1.0
+) -> Equalized:
     """The model with scaled weights, which answers as before to float32 rounding.
 
     `seen`: from `channel_ranges`, weighs activations against weights, for one dialect. Without it rows of weights are
     weighed against the columns that read them, which serves engines with one scale for all weights of a layer and costs
     1 to 3 dB in dialects with a scale for each channel. `bitwise`: powers of two as factors, so that every score stays
-    bit for bit, where nothing underflows; the ranges then fit less well. Raises ModelError for NaN or infinity in
+    bit for bit, where nothing underflows; the ranges then fit less well. `strength`, 0 to 1: the power that factors are
+    raised to; at 1 the extremes of every channel decide about a tensor's range, and frames that were not seen reach
+    further in one channel or another. Raises ModelError for NaN or infinity in
     weights or ranges.
     """
     graph = Graph(model.graph)
     channels = Channels(graph)
     layers = [_layer(graph, channels, node) for node in channels.scalable]
     activations = None if seen is None else _activations(channels, seen)
-    logs = _factors(channels, layers, activations)
+    logs = strength * _factors(channels, layers, activations)
     factors = np.exp2(np.rint(logs) if bitwise else logs)
     skipped: dict[str, str] = {}
     for layer in layers:
@@ -193,10 +213,11 @@ def _factors(channels: Channels, layers: list[_Layer], activations: Activations 
             moving = good[free[good]]
             if not len(moving):
                 continue
-            # A constant factor of all is no use; where some are pinned, the others are brought to their level.
+            # A constant factor of all is no use; where some are pinned, the others are brought to the best of these,
+            # which sets the range.
             fixed = good[~free[good]]
             ratios = [np.log2(first[some]) - np.log2(second[some]) for some in (moving, fixed)]
-            step = 0.5 * (ratios[0] - (ratios[1] if len(fixed) else ratios[0]).mean())
+            step = 0.5 * (ratios[0] - (ratios[1].max() if len(fixed) else ratios[0].mean()))
             was = logs[moving].copy()
             bound = np.log2(LARGEST)
             logs[moving] = np.clip(was + step, -bound, bound)
@@ -212,12 +233,20 @@ def _scaled(layer: _Layer, logs: Array) -> Array:
 
 
 def _shares(activations: Activations, logs: Array) -> Array:
-    """For each class its share, up to 1, in the ranges of the tensors that it is part of: the largest share."""
-    found = np.zeros(len(logs))
+    """For each class its share, up to 1, in the ranges of the tensors that it is part of: their geometric mean.
+
+    The largest of the shares would not do: classes that fill one tensor could become as small as they like in another,
+    where a class that cannot be scaled sets the range.
+    """
+    total, count = np.zeros(len(logs)), np.zeros(len(logs))
     for classes, ranges in activations:
         scaled = ranges / np.exp2(logs[classes])
-        np.maximum.at(found, classes, scaled / max(float(scaled.max(initial=0.0)), 1e-300))
-    return found
+        here = np.zeros(len(logs))
+        np.maximum.at(here, classes, scaled / max(float(scaled.max(initial=0.0)), 1e-300))
+        seen = here > 0
+        total[seen] += np.log2(here[seen])
+        count[seen] += 1
+    return np.where(count > 0, np.exp2(total / np.maximum(count, 1)), 0.0)
 
 
 def _rows(layers: list[_Layer], logs: Array) -> Array:

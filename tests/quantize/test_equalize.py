@@ -335,3 +335,30 @@ def test_classes_of_a_sum_are_one_and_of_a_concatenation_side_by_side() -> None:
     np.testing.assert_array_equal(channels.of["concat"][:4], channels.of["branch"])
     np.testing.assert_array_equal(channels.of["concat"][4:12], channels.of["first"])
     assert all(one in channels.pinned for one in channels.of["concat"][12:].tolist())
+
+
+def test_a_part_that_cannot_be_scaled_stops_the_others_from_vanishing_beside_it() -> None:
+    """As in a network that hands a smaller image on: what fills one tensor is a part of another, beside the image."""
+    net = making.Net(1)
+    x = net.relu(net.conv(net.image(), "first", 8), "relu")
+    alone = net.relu(net.conv(x, "alone", 8, group=8), "relu_alone")
+    uneven_image = net.op(
+        "Mul", ["image", net.weight("dim", np.array([1, 0.3, 0.1], np.float32).reshape(1, 3, 1, 1))], "dimmed", 3
+    )
+    both = net.relu(net.op("Concat", [x, uneven_image], "concat", 11, axis=1), "both")
+    beside = net.relu(net.conv(both, "beside", 11, group=11), "relu_beside")
+    model = net.model(net.conv(net.op("Concat", [alone, beside], "all", 19, axis=1), "head", 3, 1))
+    found = equalized(model, seen=ranges(model))
+    assert found.pairs
+    assert max(pair.largest for pair in found.pairs) < 20
+
+
+def test_strength_is_the_power_of_the_factors() -> None:
+    net = making.Net(2)
+    y = net.relu(net.conv(net.relu(net.conv(net.image(), "one", 6), "relu_one"), "two", 6), "relu_two")
+    model = net.model(net.conv(y, "head", 3, 1))
+    seen = ranges(model)
+    whole, half, none = (equalized(model, seen=seen, strength=strength).pairs for strength in (1.0, 0.5, 0.0))
+    assert not none
+    for one, other in zip(whole, half, strict=True):
+        assert other.largest == pytest.approx(one.largest**0.5)
