@@ -52,7 +52,8 @@ def evened(
         return fp32, row
     names = [dialect.name for dialect in dialects]
     data = reading.split.digest(reading.indices)
-    key = cache.key("evened", __version__, fp32.digest, repr(fp32.spec.input), data, recipe.digest, names)
+    rules = (JUDGES, LEAST_GAIN, STRENGTH, _RANGED)
+    key = cache.key("evened", __version__, rules, fp32.digest, repr(fp32.spec.input), data, recipe.digest, names)
     with console.step("equalize") as step:
         if use_cache and (kept := cache.load("evened", key)) is not None:
             length = int.from_bytes(kept[:8], "little")
