@@ -74,11 +74,13 @@ def step(project: Path, text: str) -> subprocess.CompletedProcess[str]:
 def test_its_steps_run(project: Path, which: str) -> None:
     for text in recipes()[which]:
         done = step(project, text)
-        # On a machine that is busy, whether latency changed cannot be told; everything else is good.
-        allowed = (0, 4) if text.startswith("edgeseg compare") else (0,)
+        # Both engines are timed for real, for 0.2 s: latency may pass, fail, or not be told. Accuracy must pass.
+        allowed = (0, 1, 4) if text.startswith("edgeseg compare") else (0,)
         assert done.returncode in allowed, f"{text}\n{done.stdout}\n{done.stderr}"
-    cases = ElementTree.parse(project / "change.xml").getroot().iter("testcase")
-    assert {case.get("name", "").split()[0] for case in cases} >= {"miou", "latency.p50"}
+    cases = list(ElementTree.parse(project / "change.xml").getroot().iter("testcase"))
+    verdicts = {case.get("name", ""): [child.tag for child in case] for case in cases}
+    assert set(verdicts) >= {"miou", "latency.p50"}
+    assert [name for name, found in verdicts.items() if "failure" in found and not name.startswith("latency")] == []
     assert (project / "change.html").read_text(encoding="utf-8").startswith("<!doctype html>")
     said = (project / "outside.txt").read_text(encoding="utf-8").splitlines()
     assert "pip" in said
