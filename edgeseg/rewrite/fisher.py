@@ -57,6 +57,16 @@ def importance(
     return {name: 0.5 * total / pixels for name, total in sums.items() if positions[name]}
 
 
+def factors(importance: Tensor) -> Tensor:
+    """What to scale each output (Co) by, so that its squared error counts as its importance relative to the mean."""
+    return relative(importance).sqrt()
+
+
+def relative(importance: Tensor) -> Tensor:
+    """Importance (Co) relative to its mean, within bounds: no output is given up, none rules alone."""
+    return (importance / importance.mean().clamp_min(1e-30)).clamp(1e-2, 1e2)
+
+
 def damage(residual: Tensor, weights: Tensor) -> float:
     """Predicted KL divergence from the original, nats a pixel, of one layer that leaves this variance (Co)."""
     return float((residual * weights).sum())

@@ -19,13 +19,12 @@ from edgeseg.rewrite.capture import Network as Network
 from edgeseg.rewrite.capture import alike
 from edgeseg.rewrite.capture import capture as capture
 from edgeseg.rewrite.capture import tidy as tidy
+from edgeseg.rewrite.moments import DEEPEST
 from edgeseg.rewrite.tracing import plain_values
 from edgeseg.rewrite.values import Conv, Layer
 
 NARROW = 32  # channels of a 1x1 convolution, on either side, of which no rule could leave out enough to be worth it
-DEEPEST = (
-    9216  # products for one output, 3x3 of 1024 channels: moments are a float64 matrix of as many rows and columns
-)
+FEWEST = 16  # channels, of which moments can be taken together with all taps: fewer are not worth it
 
 
 @dataclass(slots=True)
@@ -78,8 +77,8 @@ def refusal(module: nn.Conv2d) -> str | None:
         return "already depthwise" if conv.groups == conv.inputs else f"already in {conv.groups} groups"
     if conv.taps == 1 and min(conv.inputs, conv.outputs) <= NARROW:
         return "already pointwise, and narrow"
-    if conv.depth > DEEPEST:
-        return f"too wide: {conv.depth} products for one output, at most {DEEPEST} can be fitted"
+    if conv.inputs > DEEPEST or conv.taps > DEEPEST // FEWEST:
+        return f"too wide: {conv.inputs} channels and {conv.taps} taps, at most {DEEPEST} and {DEEPEST // FEWEST}"
     if not all(bool(part.isfinite().all()) for part in module.parameters()):
         return "its weights are not finite"
     return None

@@ -14,15 +14,14 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from edgeseg.rewrite.moments import Moments, Summing
 from edgeseg.rewrite.network import Network
 from edgeseg.rewrite.values import Conv, Layer, Pair
 
 POSITIONS = 256  # a layer and frame: neighbouring positions say nearly the same
 
 
-def _pair(value: Sequence[int]) -> Pair:
-    return (int(value[0]), int(value[1]))
+def size_of(map_: Tensor) -> Pair:
+    return (map_.shape[-2], map_.shape[-1])
 
 
 def positions(name: str, frame: int, size: Pair, count: int = POSITIONS, seed: int = 0) -> Tensor:
@@ -36,7 +35,7 @@ def positions(name: str, frame: int, size: Pair, count: int = POSITIONS, seed: i
 
 def patches(x: Tensor, conv: Conv, at: Tensor) -> Tensor:
     """The inputs (n, D) that make the outputs at flat positions `at` of an input (1, Ci, H, W)."""
-    width = conv.after(_pair(x.shape[-2:]))[1]
+    width = conv.after(size_of(x))[1]
     padded = F.pad(x[0], (conv.padding[1], conv.padding[1], conv.padding[0], conv.padding[0]))
     rows = (at // width)[:, None] * conv.stride[0] + torch.arange(conv.kernel[0]) * conv.dilation[0]
     columns = (at % width)[:, None] * conv.stride[1] + torch.arange(conv.kernel[1]) * conv.dilation[1]
@@ -66,33 +65,6 @@ def watching(
             hook.remove()
 
 
-def moments_of(
-    network: Network,
-    layers: Sequence[Layer],
-    frames: Iterator[Tensor] | Sequence[Tensor],
-    *,
-    count: int = POSITIONS // 2,
-    seed: int = 0,
-) -> dict[str, tuple[Moments, Moments]]:
-    """Moments of each layer in its own network, over even frames to fit to and over odd ones held out.
-
-    `frames`: float32 (1, 3, H, W), `count` positions of each. The targets are the layer's own outputs.
-    """
-    sums = {layer.name: (Summing(), Summing()) for layer in layers}
-    convs = {layer.name: layer.conv for layer in layers}
-    frame = 0
-
-    def see(name: str, x: Tensor, y: Tensor) -> None:
-        at = positions(name, frame, _pair(y.shape[-2:]), count, seed)
-        sums[name][frame % 2].add(patches(x, convs[name], at), targets(y, at))
-
-    with torch.no_grad(), watching(network, list(sums), see):
-        for image in frames:
-            network(image)
-            frame += 1
-    return {name: (fit.moments(), held.moments()) for name, (fit, held) in sums.items()}
-
-
 def outputs_at(
     network: Network, layers: Sequence[Layer], frames: Sequence[Tensor], keep: Callable[[Tensor], Tensor], seed: int = 0
 ) -> Mapping[str, list[Tensor]]:
@@ -102,7 +74,7 @@ def outputs_at(
 
     def see(name: str, _x: Tensor, y: Tensor) -> None:
         if len(seen[name]) == frame:
-            seen[name].append(keep(targets(y, positions(name, frame, _pair(y.shape[-2:]), seed=seed))))
+            seen[name].append(keep(targets(y, positions(name, frame, size_of(y), seed=seed))))
 
     with torch.no_grad(), watching(network, list(seen), see):
         for image in frames:

@@ -6,15 +6,15 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from math import prod
 
-from torch import Tensor, nn
+from torch import Tensor
 
 from edgeseg.rewrite.exact.pointwise import below
 from edgeseg.rewrite.fisher import Scores, damage, importance
 from edgeseg.rewrite.network import Network
-from edgeseg.rewrite.observe import moments_of
 from edgeseg.rewrite.rules import RULES
 from edgeseg.rewrite.sequential import fitted
 from edgeseg.rewrite.values import Choice, Conv, Layer, macs, parameters
+from edgeseg.rewrite.view import View, moments_of, views_of
 
 AT_ONCE = 1 << 29  # bytes of second moments held at a time; more layers are seen in another pass over the frames
 
@@ -63,28 +63,30 @@ def plan(
     weights = importance(network, layers, [frames[k] for k in range(min(look, len(frames)))], scores, seed=seed)
     options: list[Option] = []
     moved = below(network, (frames[0].shape[-2], frames[0].shape[-1]))
-    for group in _groups(layers):
-        seen = moments_of(network, group, frames, seed=seed)
-        for layer in group:
+    offered = {
+        layer.name: [choice for rule in rules for choice in RULES[rule].offered(layer.conv, align)] for layer in layers
+    }
+    views = views_of(network, layers, offered, frames, weights, seed=seed)
+    for group in _groups(views):
+        seen = moments_of(network, {name: views[name] for name in group}, frames, seed=seed)
+        for layer in (layer for layer in layers if layer.name in group):
             fit, held = seen.pop(layer.name)
-            module = network.get_submodule(layer.name)
-            assert isinstance(module, nn.Conv2d)
-            for name in rules:
-                for choice in RULES[name].choices(layer.conv, align):
-                    found = fitted(choice, layer.conv, fit, module.weight, steps, weights[layer.name])
-                    times = layer.positions / _positions(layer)
-                    spared = _spared(choice, layer, *moved.get(layer.name, (0.0, 0)))
-                    left = held.residual(found.effective)
-                    options.append(
-                        Option(
-                            layer,
-                            choice,
-                            damage(left, weights[layer.name]),
-                            float(left.sum() / held.power.sum().clamp_min(1e-30)),
-                            round((macs(choice.pieces, layer.size) - spared) * times),
-                            parameters(choice.pieces),
-                        )
+            view, matters = views[layer.name], weights[layer.name]
+            for choice in offered[layer.name]:
+                found = fitted(choice, view.conv, fit, view.weight, steps, matters)
+                times = layer.positions / _positions(layer)
+                spared = _spared(choice, layer, *moved.get(layer.name, (0.0, 0)))
+                left = held.residual(found.effective)
+                options.append(
+                    Option(
+                        layer,
+                        choice,
+                        damage(left, matters),
+                        float(left.sum() / held.power.sum().clamp_min(1e-30)),
+                        round((macs(choice.pieces, layer.size) - spared) * times),
+                        parameters(choice.pieces),
                     )
+                )
             if on_layer is not None:
                 on_layer()
     return Plan(tuple(options), weights)
@@ -103,15 +105,15 @@ def _positions(layer: Layer) -> int:
     return height * width
 
 
-def _groups(layers: Sequence[Layer]) -> list[list[Layer]]:
-    """Layers whose moments fit into memory together."""
-    groups: list[list[Layer]] = [[]]
+def _groups(views: Mapping[str, View]) -> list[list[str]]:
+    """Names of layers whose moments fit into memory together."""
+    groups: list[list[str]] = [[]]
     used = 0
-    for layer in layers:
-        size = 2 * 8 * layer.conv.depth * (layer.conv.depth + layer.conv.outputs)
+    for name, view in views.items():
+        size = 2 * 8 * view.conv.depth * (view.conv.depth + view.conv.outputs)
         if groups[-1] and used + size > AT_ONCE:
             groups.append([])
             used = 0
-        groups[-1].append(layer)
+        groups[-1].append(name)
         used += size
     return groups

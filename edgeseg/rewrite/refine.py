@@ -13,14 +13,16 @@ from collections.abc import Callable, Mapping, Sequence
 import torch
 from torch import Tensor, fx, nn
 
+from edgeseg.rewrite.fisher import relative
 from edgeseg.rewrite.network import Network
-from edgeseg.rewrite.observe import outputs_at, patches, positions
+from edgeseg.rewrite.observe import outputs_at, patches, positions, size_of
 from edgeseg.rewrite.values import Layer
 from edgeseg.rewrite.walk import IN_MEMORY, Store, walk
 
 aten = torch.ops.aten
 ACTIVATIONS = ("relu", "relu6", "hardtanh", "leaky_relu", "elu", "silu", "hardswish", "gelu", "sigmoid", "tanh")
 ROWS = 4096  # patches to tune on
+ELEMENTS = 1 << 26  # of all patches together, 256 MB: fewer of a wide layer
 BATCH = 512
 
 
@@ -49,16 +51,21 @@ def refined(
         wanted = outputs_at(teacher, once, frames, store.keep, seed)
         for name, inputs in walk(tuned, list(convs), frames, limit=limit):
             conv = convs[name]
-            sizes = [conv.after((x.shape[-2], x.shape[-1])) for x in inputs]
+            sizes = [conv.after(size_of(x)) for x in inputs]
             at = [positions(name, k, size, seed=seed) for k, size in enumerate(sizes)]
-            x = torch.cat([patches(x, conv, where) for x, where in zip(inputs, at, strict=True)])
             y = torch.cat(wanted[name])
-            rows = torch.randperm(len(x), generator=generator)[:ROWS]
+            rows = torch.randperm(len(y), generator=generator)[: min(ROWS, ELEMENTS // conv.depth)]
+            windows = torch.empty(len(rows), conv.depth)
+            start = 0
+            for x, where in zip(inputs, at, strict=True):
+                here = (rows >= start) & (rows < start + len(where))
+                windows[here] = patches(x, conv, where[rows[here] - start])
+                start += len(where)
             module = tuned.get_submodule(name)
             assert isinstance(module, nn.Sequential)
             _tune(
                 module,
-                x[rows].reshape(-1, conv.inputs, *conv.kernel),
+                windows.view(-1, conv.inputs, *conv.kernel),
                 y[rows],
                 _activation(tuned, name),
                 importance[name].float(),
@@ -99,8 +106,7 @@ def _tune(
     for part in local.modules():
         if isinstance(part, nn.Conv2d):  # a window holds just what one output needs
             part.stride, part.padding, part.dilation = (1, 1), (0, 0), (1, 1)
-    weight = importance / importance.mean().clamp_min(1e-30)
-    weight = weight.clamp(1e-2, 1e2)
+    weight = relative(importance)
     goal = activation(wanted)
 
     def loss(rows: Tensor | slice) -> Tensor:

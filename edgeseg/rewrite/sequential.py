@@ -13,12 +13,14 @@ from collections.abc import Callable, Mapping, Sequence
 import torch
 from torch import Tensor, nn
 
+from edgeseg.rewrite.fisher import factors
 from edgeseg.rewrite.modules import assemble
 from edgeseg.rewrite.moments import Moments, Summing
 from edgeseg.rewrite.network import Network
-from edgeseg.rewrite.observe import outputs_at, patches, positions, targets
+from edgeseg.rewrite.observe import outputs_at, positions, size_of, targets
 from edgeseg.rewrite.rules import RULES
 from edgeseg.rewrite.values import Choice, Conv, Fitted, Layer
+from edgeseg.rewrite.view import View, mixed, seen
 from edgeseg.rewrite.walk import IN_MEMORY, Store, walk
 
 Targets = Mapping[str, Sequence[Tensor]]  # by layer: for each frame the outputs (n, Co) of the original
@@ -31,7 +33,7 @@ def fitted(
     fit = RULES[choice.rule].fit
     if importance is None:
         return fit(choice, conv, moments, weight, steps)
-    factor = (importance / importance.mean().clamp_min(1e-30)).clamp(1e-2, 1e2).sqrt()
+    factor = factors(importance)
     found = fit(choice, conv, moments.scaled(factor), weight * factor.to(weight.dtype)[:, None, None, None], steps)
     last = found.weights[-1]
     assert isinstance(last, Tensor)
@@ -66,13 +68,15 @@ def rewritten(
         for name, inputs in walk(student, list(convs), frames, limit=limit):
             conv, module = convs[name], student.get_submodule(name)
             assert isinstance(module, nn.Conv2d)
+            choice, matters = choices[name], importance.get(name)
+            view = _view(name, conv, module.weight, choice, inputs, matters, seed)
             sums = Summing()
             for frame, x in enumerate(inputs):
-                at = positions(name, frame, conv.after(_size(x)), seed=seed)
-                sums.add(patches(x, conv, at), wanted[name][frame])
+                at = positions(name, frame, conv.after(size_of(x)), seed=seed)
+                sums.add(view.patches(x, at), wanted[name][frame])
             moments = sums.moments()
-            made = fitted(choices[name], conv, moments, module.weight, steps, importance.get(name))
-            student.set_submodule(name, assemble(choices[name], made, moments.bias(made.effective)))
+            made = fitted(choice, view.conv, moments, view.weight, steps, matters)
+            student.set_submodule(name, assemble(choice, view.widened(made), moments.bias(made.effective)))
             if on_layer is not None:
                 on_layer(name, moments.unexplained(made.effective))
     student.recompile()
@@ -97,7 +101,7 @@ def rescaled(
         for name, inputs in walk(corrected, [layer.name for layer in layers], frames, limit=limit):
             module = corrected.get_submodule(name)
             maps = (module(x) for x in inputs)
-            got = torch.cat([targets(y, positions(name, k, _size(y), seed=seed)) for k, y in enumerate(maps)])
+            got = torch.cat([targets(y, positions(name, k, size_of(y), seed=seed)) for k, y in enumerate(maps)])
             want = torch.cat(list(wanted[name]))
             scale = (want.std(0) / got.std(0).clamp_min(1e-6)).clamp(0.5, 2.0)
             last = module[-1] if isinstance(module, nn.Sequential) else module
@@ -108,5 +112,13 @@ def rescaled(
     return corrected
 
 
-def _size(map_: Tensor) -> tuple[int, int]:
-    return (map_.shape[-2], map_.shape[-1])
+def _view(
+    name: str, conv: Conv, weight: Tensor, choice: Choice, inputs: Sequence[Tensor], matters: Tensor | None, seed: int
+) -> View:
+    count = seen(conv, [choice])
+    if count == conv.inputs:
+        return View(conv, weight)
+    sums = Summing()
+    for frame, x in enumerate(inputs):
+        sums.add_inputs(targets(x, positions(name, frame, size_of(x), seed=seed)))
+    return mixed(conv, weight, sums.moments(), count, matters)

@@ -8,7 +8,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from edgeseg.rewrite.network import conv_of, layers
-from edgeseg.rewrite.observe import POSITIONS, moments_of, outputs_at, patches, positions, targets, watching
+from edgeseg.rewrite.observe import POSITIONS, outputs_at, patches, positions, targets, watching
 from edgeseg.rewrite.values import Conv
 from tests.rewrite import teachers
 from tests.rewrite.layers import kernel_of, random
@@ -114,48 +114,6 @@ def test_watching_sees_every_call_and_may_replace_what_it_gives() -> None:
         with pytest.raises(ZeroDivisionError), watching(graph, ["0"], lambda *_: 1 / 0):  # type: ignore[arg-type]
             graph(torch.ones(1, 1, 1, 1))
         assert float(graph(torch.ones(1, 1, 1, 1))) == 6  # also where that fails
-
-
-def test_moments_are_of_even_frames_and_of_odd_ones() -> None:
-    network, frames = teachers.unet(), teachers.images(5)
-    some = teachers.rewritable(network)[:2]
-    found = moments_of(network, some, frames, count=10_000)
-    module = network.get_submodule(some[1].name)
-    assert isinstance(module, nn.Conv2d)
-    x: list[Tensor] = []
-    y: list[Tensor] = []
-
-    def record(_module: nn.Module, inputs: tuple[Tensor, ...], output: Tensor) -> None:
-        x.append(inputs[0])
-        y.append(output)
-
-    hook = module.register_forward_hook(record)
-    with torch.no_grad():
-        for image in frames:
-            network(image)
-    hook.remove()
-    for moments, which in zip(found[some[1].name], ([0, 2, 4], [1, 3]), strict=True):
-        rows = torch.cat([F.unfold(x[k], 3, padding=1)[0].T for k in which]).double()
-        wanted = torch.cat([y[k][0].flatten(1).T for k in which]).double()
-        assert moments.rows == len(rows)
-        torch.testing.assert_close(moments.mean_x, rows.mean(0), rtol=1e-5, atol=1e-5)
-        torch.testing.assert_close(moments.gram, rows.T.cov(correction=0), rtol=1e-4, atol=1e-4)
-        centred = wanted - wanted.mean(0)
-        torch.testing.assert_close(moments.cross, centred.T @ (rows - rows.mean(0)) / len(rows), rtol=1e-4, atol=1e-4)
-        torch.testing.assert_close(moments.power, centred.square().mean(0), rtol=1e-4, atol=1e-4)
-        # the layer itself leaves nothing unexplained, and its own bias is the best one
-        own = module.weight.double().flatten(1)
-        assert moments.unexplained(own) < 1e-4
-        assert module.bias is not None
-        torch.testing.assert_close(moments.bias(own), module.bias.double(), rtol=1e-3, atol=1e-3)
-
-
-def test_all_calls_of_a_layer_count() -> None:
-    network = teachers.network_of(HABITS["twice"], (20, 24))
-    (layer,) = layers(network, (20, 24))
-    assert layer.calls == 2
-    found = moments_of(network, [layer], teachers.images(2, size=(20, 24)), count=10_000)
-    assert [moments.rows for moments in found[layer.name]] == [layer.positions] * 2
 
 
 def test_teacher_and_student_are_asked_at_the_same_positions() -> None:

@@ -14,7 +14,7 @@ import torch
 from torch import Tensor
 
 from edgeseg.rewrite.features import Mixed, shared
-from edgeseg.rewrite.moments import Moments
+from edgeseg.rewrite.moments import DEEPEST, Moments
 from edgeseg.rewrite.rule import Rule
 from edgeseg.rewrite.solve import Problem, principal, problem_of, project, saves, share_of, vary
 from edgeseg.rewrite.values import Choice, Conv, Fitted, Piece
@@ -35,7 +35,7 @@ def choices(conv: Conv, align: int) -> Sequence[Choice]:
         middle = widths(min(conv.inputs, conv.outputs), align)
         every = [(conv.inputs, width) for width in middle]
     else:
-        inner, outer = [*widths(conv.inputs, align), conv.inputs], [*widths(conv.outputs, align), conv.outputs]
+        inner, outer = _inner(conv, align), [*widths(conv.outputs, align), conv.outputs]
         every = [(r1, r2) for r1 in inner for r2 in outer if (r1, r2) != (conv.inputs, conv.outputs)]
     shares = {ranks: share_of(_pieces(conv, *ranks), conv) for ranks in every}
     picked = {ranks for share in sought(conv) if (ranks := _nearest(conv, shares, share)) is not None}
@@ -82,6 +82,13 @@ def widths(channels: int, align: int) -> list[int]:
     return [width for width in range(align, channels, align) if width >= least]
 
 
+def _inner(conv: Conv, align: int) -> list[int]:
+    """Channels that may go into the k x k convolution: of one too deep for its moments fewer than can be seen of it."""
+    if conv.depth > DEEPEST:
+        return [width for width in widths(conv.inputs, align) if width < DEEPEST // conv.taps]
+    return [*widths(conv.inputs, align), conv.inputs]
+
+
 def _outputs(problem: Problem) -> tuple[Tensor, Tensor]:
     """Directions (Co, Co) of the outputs, the last the strongest, and the kernel that explains most (Co, D)."""
     found = project(problem.gram, problem.cross, problem.power)
@@ -109,4 +116,6 @@ def _pieces(conv: Conv, r1: int, r2: int) -> tuple[Piece, ...]:
     return (*first, core, *last)
 
 
-BOTTLENECK = Rule("bottleneck", "1x1 to fewer channels, k x k among them, 1x1 back (Tucker-2)", choices, fit)
+BOTTLENECK = Rule(
+    "bottleneck", "1x1 to fewer channels, k x k among them, 1x1 back (Tucker-2)", choices, fit, mixes=True
+)

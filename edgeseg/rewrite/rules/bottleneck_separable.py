@@ -95,5 +95,5 @@ def _pieces(conv: Conv, r: int) -> tuple[Piece, ...]:
 
 
 BOTTLENECK_SEPARABLE = Rule(
-    "bottleneck-separable", "1x1, one k x k filter for each channel of these, 1x1", choices, fit
+    "bottleneck-separable", "1x1, one k x k filter for each channel of these, 1x1", choices, fit, mixes=True
 )
