@@ -20,7 +20,7 @@ from edgeseg.rewrite.network import Network
 from edgeseg.rewrite.observe import outputs_at, positions, size_of, targets
 from edgeseg.rewrite.rules import RULES
 from edgeseg.rewrite.values import Choice, Conv, Fitted, Layer
-from edgeseg.rewrite.view import View, mixed, seen
+from edgeseg.rewrite.view import AMPLE, View, mixed, seen
 from edgeseg.rewrite.walk import IN_MEMORY, Store, walk
 
 Targets = Mapping[str, Sequence[Tensor]]  # by layer: for each frame the outputs (n, Co) of the original
@@ -115,7 +115,7 @@ def rescaled(
 def _view(
     name: str, conv: Conv, weight: Tensor, choice: Choice, inputs: Sequence[Tensor], matters: Tensor | None, seed: int
 ) -> View:
-    count = seen(conv, [choice])
+    count = seen(conv, [choice], AMPLE)
     if count == conv.inputs:
         return View(conv, weight)
     sums = Summing()
